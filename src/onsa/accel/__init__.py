@@ -1,0 +1,1 @@
+"""Accel: speed passes that never change a result."""

@@ -1,0 +1,84 @@
+"""Plan: how a run's steps are computed, and which speed passes decided what.
+
+A pass is a file with a ``NAME`` and three functions: ``refuse(plan)``, the reason why it does not apply (or ``None``),
+``rewrite(plan)``, the plan with the trick in it, and ``figures(plan)``, the numbers its message names. The plain plan is
+right and slow; every pass keeps its result, up to
+the order of floating-point sums, and a test holds it to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any, Literal
+
+from onsa.models.heads import Head
+from onsa.models.policy import Logits
+from onsa.spec.errors import Problem, RecipeError
+from onsa.spec.messages import say
+from onsa.spec.registry import unknown
+from onsa.spec.sections import Accel
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one pass decided, and why: ``reason`` is a message code with its values."""
+
+    name: str
+    applied: bool
+    reason: str
+    values: dict[str, Any]
+
+    @property
+    def why(self) -> str:
+        return say(self.reason, **self.values)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The facts that passes look at, and the choices they make.
+
+    head, device, vocabulary, softcap: facts of the model; ``lengths`` are those of the training rows, in tokens.
+    logits: where the vocabulary's logits are computed.
+    blocks: how a step's rows are divided into what goes through the network at once.
+    fused: use the optimizer's fused step.
+    """
+
+    head: Head
+    device: str
+    optimizer: str
+    lengths: tuple[int, ...]
+    supervised_share: float
+    plain_head: bool
+    logits: Logits = "every-token"
+    blocks: Literal["as-drawn", "like-lengths"] = "as-drawn"
+    fused: bool = False
+    decisions: tuple[Decision, ...] = ()
+
+
+def decide(plan: Plan, accel: Accel, passes: Sequence[ModuleType]) -> Plan:
+    """The plan after every pass has had its say, in their order.
+
+    Raises:
+        RecipeError: ``accel.skip`` names a pass that does not exist.
+    """
+    names = [speed_pass.NAME for speed_pass in passes]
+    problems: list[Problem] = [
+        unknown("pass-unknown", name, names, key="accel.skip") for name in accel.skip if name not in names
+    ]
+    if problems:
+        raise RecipeError(problems)
+    for speed_pass in passes:
+        name = speed_pass.NAME
+        if accel.mode == "off":
+            refusal = ("pass-off", {})
+        elif name in accel.skip:
+            refusal = ("pass-skipped", {})
+        else:
+            refusal = speed_pass.refuse(plan)
+        if refusal is None:
+            plan = speed_pass.rewrite(plan)
+        reason, values = refusal or (f"pass-{name}", speed_pass.figures(plan))
+        plan = replace(plan, decisions=(*plan.decisions, Decision(name, refusal is None, reason, values)))
+    return plan

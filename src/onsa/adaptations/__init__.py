@@ -1,0 +1,1 @@
+"""Adaptations: which parameters train."""

@@ -1,0 +1,68 @@
+"""LoRA: a low-rank update beside frozen matrices (Hu et al. 2021, eq. 3), through PEFT, whose files it writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import nn
+
+from onsa.adaptations.base import Adaptation
+from onsa.models.heads import Head
+from onsa.spec.errors import RecipeError
+
+
+class Lora(Adaptation):
+    """Train ``W + (alpha / rank) · B · A`` with ``W`` frozen; B starts at zero, so step zero equals the base.
+
+    rank: inner width of the update.
+    alpha: scale of the update; ``None`` is twice the rank.
+    dropout: on the input of the update.
+    targets: ``all-linear``, or names of the modules to adapt (the end of their path).
+    """
+
+    kind: ClassVar[str] = "lora"
+    adapter: ClassVar[bool] = True
+    rates: ClassVar[dict[Head, float]] = {Head.ROWS: 1e-3, Head.TOKENS: 1e-3}
+
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: str | tuple[str, ...] = "all-linear"
+
+    def apply(self, network: nn.Module, head: Head, new: frozenset[str]) -> nn.Module:
+        from peft import LoraConfig, TaskType, get_peft_model
+
+        names = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+        wanted = (self.targets,) if isinstance(self.targets, str) else self.targets
+        for target in wanted:
+            if target != "all-linear" and not any(name.endswith(target) for name, _ in network.named_modules()):
+                raise RecipeError.of(
+                    "target-unmatched", key="adaptation.targets", value=target, choices=", ".join(sorted(names))
+                )
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha if self.alpha is not None else 2 * self.rank,
+            lora_dropout=self.dropout,
+            target_modules="all-linear" if "all-linear" in wanted else list(wanted),
+            task_type=TaskType.SEQ_CLS if head is Head.ROWS else TaskType.CAUSAL_LM,
+            # PEFT trains and saves a new classification head by itself; what else is new is named to it.
+            modules_to_save=sorted({name.rsplit(".", 1)[0] for name in new}) or None,
+        )
+        adapted: nn.Module = get_peft_model(network, config)
+        return adapted
+
+    def save(self, network: nn.Module, tokenizer: Any, folder: Path) -> None:
+        network.save_pretrained(folder)  # type: ignore[operator]  # a PEFT model
+        tokenizer.save_pretrained(folder)
+
+    def reload(self, network: nn.Module, folder: Path) -> nn.Module:
+        from peft import PeftModel
+
+        adapted: nn.Module = PeftModel.from_pretrained(network, folder, is_trainable=True)
+        return adapted
+
+    def merge(self, network: nn.Module) -> nn.Module:
+        merged: nn.Module = network.merge_and_unload()  # type: ignore[operator]  # a PEFT model
+        return merged

@@ -1,0 +1,149 @@
+"""Convert: every common shape of a conversation as one list of ``{role, content, …}`` messages.
+
+These are read: chat rows (``messages``, each message with an optional ``weight`` of 0 or 1), ShareGPT (``from`` and
+``value``), prompt and completion (texts or lists of messages), and any of the lists as JSON text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from onsa.spec.registry import unknown
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+SHAREGPT = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant", "model": "assistant"}
+SHAREGPT |= {"observation": "tool", "function_call": "assistant", "function_response": "tool"}
+Fault = tuple[str, dict[str, Any]]  # a message code and its values
+
+
+def check_messages(value: Any) -> Fault | None:
+    """Why a list of messages (or its JSON text) cannot be trained on, as a message code and its values, or ``None``."""
+    if value is None or value in ("", [], ()) or (isinstance(value, str) and not value.strip()):
+        return "messages-empty", {}
+    try:
+        messages = _parsed(value)
+    except (ValueError, RecursionError) as error:
+        return "messages-not-json", {"reason": str(error)}
+    if not isinstance(messages, list | tuple):
+        return "messages-not-list", {"type": type(messages).__name__}
+    if not messages:
+        return "messages-empty", {}
+    for place, message in enumerate(messages, 1):
+        fault = _message_fault(message, place)
+        if fault:
+            return fault
+    last = _message(messages[-1])
+    if last["role"] != "assistant":
+        answers = any(_message(message)["role"] == "assistant" for message in messages)
+        return ("messages-end" if answers else "messages-no-answer"), {"role": last["role"]}
+    if not any(message["role"] == "assistant" and message.get("weight", 1) for message in map(_message, messages)):
+        return "messages-weightless", {}
+    return None
+
+
+def check_conversation(values: Mapping[str, Any]) -> Fault | None:
+    """As :func:`check_messages`, for values by role: ``messages``, or ``prompt`` and ``completion``; and ``tools``."""
+    try:
+        to_tools(values.get("tools"))
+    except ValueError as error:
+        return "tools-refused", {"reason": str(error)}
+    if "prompt" not in values:
+        return check_messages(values.get("messages"))
+    for role in ("prompt", "completion"):
+        text = values.get(role)
+        if not text or (isinstance(text, str) and not text.strip()):
+            return "prompt-incomplete", {"role": role}
+    try:
+        messages = to_messages(values)
+    except ValueError:
+        return "messages-not-list", {"type": type(values["prompt"]).__name__}
+    return check_messages(messages)
+
+
+def to_messages(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The conversation of a row's values by role: ``messages``, or ``prompt`` and ``completion``.
+
+    Each message is a new dict with ``role`` and ``content`` (text parts joined; ``""`` where only tools are called)
+    and whatever else it has (``weight``, ``name``, ``tool_calls``, ``tool_call_id``), null fields aside.
+
+    Raises:
+        ValueError: the values hold no list of messages; :func:`check_conversation` tells beforehand.
+    """
+    if "prompt" not in values:
+        return [_message(message) for message in _listed(values.get("messages"))]
+    prompt, completion = _listed(values["prompt"], "user"), _listed(values.get("completion"), "assistant")
+    return [_message(message) for message in (*prompt, *completion)]
+
+
+def to_tools(value: Any) -> list[dict[str, Any]] | None:
+    """The tools that a conversation may call: a list of descriptions, or its JSON text; ``None`` where there are none.
+
+    Raises:
+        ValueError: neither.
+    """
+    if value is None or value in ("", []):
+        return None
+    tools = json.loads(value) if isinstance(value, str) else value
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise ValueError("not a list of objects")
+    return tools
+
+
+def _parsed(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _listed(value: Any, role: str | None = None) -> Sequence[Any]:
+    """A value as a list of messages; a text that is no JSON list is one message of this role, if one is given."""
+    if isinstance(value, str):
+        try:
+            parsed = json.loads(value) if value.lstrip().startswith("[") else None
+        except (ValueError, RecursionError):
+            parsed = None
+        if isinstance(parsed, list) and all(isinstance(message, dict) for message in parsed) and parsed:
+            return parsed
+        if role:
+            return [{"role": role, "content": value}]
+    if isinstance(value, list | tuple) and all(isinstance(message, Mapping) for message in value):
+        return value
+    raise ValueError(f"{type(value).__name__} is no list of messages")
+
+
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """One message in the common shape; unknown roles stay as they are."""
+    fields = {name: value for name, value in message.items() if value is not None}
+    if "role" not in fields and "from" in fields:
+        role = str(fields.pop("from"))
+        fields = {"role": SHAREGPT.get(role, role), "content": fields.pop("value", None), **fields}
+    content = fields.get("content")
+    if isinstance(content, list | tuple):
+        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
+    return {**fields, "role": fields.get("role"), "content": "" if content is None else content}
+
+
+def _message_fault(message: Any, place: int) -> Fault | None:
+    if not isinstance(message, Mapping):
+        return "message-not-object", {"place": place, "type": type(message).__name__}
+    fields = _message(message)
+    role = fields["role"]
+    if role is None:
+        return "message-no-role", {"place": place, "choices": ", ".join(ROLES)}
+    if role not in ROLES:
+        return "message-role", {"place": place, **unknown("message-role", str(role), ROLES).values}
+    parts = message.get("content", message.get("value"))
+    if isinstance(parts, list | tuple):
+        kinds = [part.get("type", "?") if isinstance(part, Mapping) else type(part).__name__ for part in parts]
+        other = next((kind for kind in kinds if kind != "text"), None)
+        if other is not None:
+            return "message-part", {"place": place, "type": other}
+    elif parts is not None and not isinstance(parts, str):
+        return "message-content-type", {"place": place, "type": type(parts).__name__}
+    calls = fields.get("tool_calls") or fields.get("function_call")
+    # A tool may answer with nothing, a system message may be left blank, and a call needs no words.
+    if not fields["content"].strip() and (role == "user" or (role == "assistant" and not calls)):
+        return "message-no-content", {"place": place, "role": role}
+    if fields.get("weight", 1) not in (0, 1):
+        return "message-weight", {"place": place, "value": fields["weight"]}
+    return None

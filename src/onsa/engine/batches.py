@@ -1,0 +1,36 @@
+"""From rows to examples, and from a step's examples to the micro-batches that go through the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from onsa.accel import like_lengths
+from onsa.accel.plan import Plan
+from onsa.data.table import Row
+from onsa.models.batch import Batch, Example, collate
+from onsa.tasks.base import Task
+
+EVALUATION_ROWS = 32
+
+
+def encode(task: Task, rows: Sequence[Row], tokenizer: Any, max_length: int) -> list[Example]:
+    """Rows as examples; those of which ``max_length`` leaves nothing to train are left out (preflight counts them)."""
+    examples = (replace(task.encode(row, tokenizer, max_length), row=index) for index, row in enumerate(rows))
+    return [example for example in examples if example.supervised]
+
+
+def micro_batches(examples: Sequence[Example], plan: Plan, accumulate: int) -> list[Batch]:
+    """A step's examples in at least ``accumulate`` micro-batches (as far as there are rows)."""
+    if plan.blocks == "like-lengths":
+        parts = like_lengths.blocks([len(example.token_T) for example in examples], plan.device, accumulate)
+    else:
+        rows = -(-len(examples) // accumulate)
+        parts = [list(range(start, min(start + rows, len(examples)))) for start in range(0, len(examples), rows)]
+    return [collate([examples[index] for index in part]) for part in parts]
+
+
+def evaluation_batches(examples: Sequence[Example], plan: Plan) -> list[Batch]:
+    """All examples once, in batches of a size that evaluation can hold."""
+    return micro_batches(examples, plan, -(-len(examples) // EVALUATION_ROWS))

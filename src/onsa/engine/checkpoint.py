@@ -1,0 +1,89 @@
+"""Checkpoints: written beside, synced, renamed, each with a manifest of hashes; a broken one is noticed and passed over."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from onsa.sources.base import Cursor
+from onsa.store.atomic import publish, sha256_file
+
+MANIFEST = "manifest.json"
+PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: its place in the source, and the best evaluation so far."""
+
+    cursor: Cursor = Cursor()
+    best: float | None = None
+    best_step: int | None = None
+    stale: int = 0
+
+    def seen(self, value: float, lower: bool, min_delta: float) -> Progress:
+        """The progress after one more evaluation at the cursor's step."""
+        gain = None if self.best is None else (self.best - value if lower else value - self.best)
+        if gain is None or gain > min_delta:
+            return replace(self, best=value, best_step=self.cursor.step, stale=0)
+        return replace(self, stale=self.stale + 1)
+
+
+def write(root: Path, progress: Progress, save: Callable[[Path], None]) -> Path:
+    """Publish a checkpoint under ``root``; ``save`` writes the session's files into the folder it is given."""
+    final = root / f"step-{progress.cursor.step:07d}"
+    if final.exists() and verified(final):
+        return final
+    draft = root / f".draft-{final.name}"
+    for left in root.glob(".draft-*"):  # by a process that was killed while it saved
+        shutil.rmtree(left)
+    shutil.rmtree(final, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save(draft)
+    (draft / PROGRESS).write_text(json.dumps(asdict(progress)))
+    files = {path.relative_to(draft).as_posix(): sha256_file(path) for path in sorted(draft.rglob("*")) if path.is_file()}
+    (draft / MANIFEST).write_text(json.dumps(files, indent=1))
+    publish(draft, final)
+    return final
+
+
+def verified(folder: Path) -> bool:
+    """Whether every file of a checkpoint is there with the bytes that its manifest states."""
+    try:
+        files: dict[str, str] = json.loads((folder / MANIFEST).read_text())
+        return bool(files) and all(sha256_file(folder / name) == digest for name, digest in files.items())
+    except (OSError, ValueError):
+        return False
+
+
+def folders(root: Path) -> list[Path]:
+    """Every checkpoint under a folder, the oldest first, sound or not."""
+    return sorted(root.glob("step-*"))
+
+
+def latest(root: Path) -> tuple[Path | None, list[Path]]:
+    """The newest sound checkpoint, and the broken ones that were passed over."""
+    broken = []
+    for folder in reversed(folders(root)):
+        if verified(folder):
+            return folder, broken
+        broken.append(folder)
+    return None, broken
+
+
+def progress_of(folder: Path) -> Progress:
+    """The progress that a checkpoint holds."""
+    values: dict[str, Any] = json.loads((folder / PROGRESS).read_text())
+    return Progress(**{**values, "cursor": Cursor(**values["cursor"])})
+
+
+def prune(root: Path, keep: int, best_step: int | None) -> None:
+    """Remove checkpoints but the newest ``keep`` and the best one."""
+    best = f"step-{best_step:07d}" if best_step is not None else None
+    for folder in folders(root)[:-keep]:
+        if folder.name != best:
+            shutil.rmtree(folder)

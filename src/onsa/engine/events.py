@@ -1,0 +1,53 @@
+"""Events: what the loop tells its readers. Progress bars, logs and the store read these; none of them steers the loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run starts or goes on. ``step`` optimizer steps of ``total`` are done; ``broken`` are checkpoints passed over."""
+
+    step: int
+    total: int
+    broken: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One optimizer step. ``loss`` is the mean over the step's weight; ``trained`` counts predictions, ``tokens`` all."""
+
+    step: int
+    total: int
+    epoch: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens: int
+    trained: int
+    seconds: float
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The validation rows were measured. ``stale`` counts evaluations since the last that was better."""
+
+    step: int
+    epoch: int
+    metrics: dict[str, float]
+    best: bool
+    stale: int
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint was published."""
+
+    step: int
+    folder: Path
+
+
+Event = Begun | Stepped | Evaluated | Saved

@@ -1,0 +1,97 @@
+"""The loop: the only one in the project. Read it top to bottom.
+
+It is a generator of events. Early stopping, pruning and pausing are the caller's ``break``: closing the generator keeps
+the place in a checkpoint. What a step is, the source says; what is minimised, the objective; where it runs, the session.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onsa.accel.plan import Plan
+from onsa.engine import checkpoint
+from onsa.engine.batches import micro_batches
+from onsa.engine.checkpoint import Progress
+from onsa.engine.events import Begun, Evaluated, Event, Saved, Stepped
+from onsa.engine.sessions.base import Session
+from onsa.models.batch import Example
+from onsa.objectives.base import Objective
+from onsa.sources.base import Feed, Source
+from onsa.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything the loop needs, put together by the caller."""
+
+    session: Session
+    source: Source
+    feed: Feed
+    task: Task
+    objective: Objective
+    plan: Plan
+    validation: Sequence[Example]
+    checkpoints: Path
+
+
+def run(job: Job) -> Iterator[Event]:
+    """Train from the newest sound checkpoint to the end.
+
+    Raises:
+        TrainingError: a loss or a gradient is not finite; the last checkpoint stays.
+    """
+    train, session = job.feed.train, job.session
+    found, broken = checkpoint.latest(job.checkpoints)
+    progress = checkpoint.progress_of(found) if found else Progress()
+    if found:
+        session.restore(found)
+    total = job.source.total(job.feed)
+    yield Begun(progress.cursor.step, total, tuple(folder.name for folder in broken))
+    saved = progress.cursor.step
+    try:
+        for examples, after in job.source.steps(job.feed, progress.cursor):
+            started = time.perf_counter()
+            metrics = session.forward_backward(micro_batches(examples, job.plan, train.accumulate), job.objective)
+            moved = session.step()
+            stepped = Stepped(
+                step=after.step,
+                total=total,
+                epoch=progress.cursor.epoch,
+                loss=metrics.pop("loss"),
+                lr=moved["lr"],
+                grad_norm=moved["grad_norm"],
+                tokens=sum(len(example.token_T) for example in examples),
+                trained=sum(example.supervised for example in examples),
+                seconds=time.perf_counter() - started,
+                metrics=metrics,
+            )
+            progress, last = replace(progress, cursor=after), after.step == total
+            events: list[Event] = [stepped]
+            if job.validation and (last or _due(after.step, train.eval_steps)):
+                measured = job.task.metrics(session.evaluate(job.validation, job.task))
+                progress = _judged(progress, measured, job)
+                events.append(Evaluated(after.step, stepped.epoch, measured, progress.stale == 0, progress.stale))
+            if last or progress.best_step == after.step or _due(after.step, train.save_steps):
+                events.append(Saved(after.step, checkpoint.write(job.checkpoints, progress, session.save)))
+                checkpoint.prune(job.checkpoints, train.keep, progress.best_step)
+                saved = after.step
+            # A step's events come when all of it is done, so that wherever the caller breaks off, the place is whole.
+            yield from events
+    except GeneratorExit:
+        if progress.cursor.step > saved:
+            checkpoint.write(job.checkpoints, progress, session.save)
+        raise
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _judged(progress: Progress, measured: dict[str, float], job: Job) -> Progress:
+    metric = job.feed.train.best
+    stop = job.feed.train.early_stop
+    lower = metric in job.task.lower_is_better
+    return progress.seen(measured[metric], lower, stop.min_delta if stop else 0.0)

@@ -1,0 +1,1 @@
+"""Sessions: where steps run."""

@@ -1,0 +1,77 @@
+"""Session: where steps run. The loop sees these five verbs and nothing of devices, precision or optimizers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from onsa.accel.plan import Plan
+from onsa.models.batch import Batch, Example
+from onsa.models.policy import Models
+from onsa.objectives.base import Objective
+from onsa.optim.optimizers.base import Optimizer
+from onsa.optim.schedules.base import Schedule
+from onsa.spec.component import Component
+from onsa.tasks.base import Outcome, Task
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a session trains, and with what.
+
+    network: adapted, its trainable parameters marked; ``new`` names those that the base did not have.
+    total: optimizer steps of the whole run, which the schedule spans.
+    """
+
+    network: nn.Module
+    new: frozenset[str]
+    pad_id: int
+    plan: Plan
+    optimizer: Optimizer
+    schedule: Schedule
+    precision: str
+    clip: float | None
+    seed: int
+    total: int
+
+
+class Session(ABC):
+    """Steps on some device or devices."""
+
+    models: Models
+
+    @abstractmethod
+    def forward_backward(self, batches: Sequence[Batch], objective: Objective) -> dict[str, float]:
+        """Gradients of the sum of the batches' losses; returns means over their weight (``loss`` and more)."""
+
+    @abstractmethod
+    def step(self) -> dict[str, float]:
+        """Divide the gradient by the weight, clip, move the weights; returns ``lr`` and ``grad_norm``."""
+
+    @abstractmethod
+    def evaluate(self, examples: Sequence[Example], task: Task) -> Outcome:
+        """What the model makes of some examples now, without gradients or dropout."""
+
+    @abstractmethod
+    def save(self, to: Path) -> None:
+        """Write what trains, and the optimizer's state, into a folder."""
+
+    @abstractmethod
+    def restore(self, at: Path, optimizer: bool = True) -> None:
+        """Read what ``save`` wrote; without the optimizer's state where only the weights are wanted."""
+
+
+class Engine(Component):
+    """The base of every engine: it opens a session for some work."""
+
+    @abstractmethod
+    def place(self) -> str:
+        """``cpu`` or ``cuda``: where the steps will run."""
+
+    @abstractmethod
+    def open(self, work: Work) -> Session:
+        """A session that holds the work's network."""

@@ -1,0 +1,1 @@
+"""Models: load, lay out, generate; the catalogue of bases."""

@@ -1,0 +1,131 @@
+"""Load a base as a network with the head a task needs, and its tokenizer.
+
+Weights come from safetensors only. What the base does not have (a new head) is initialised from the seed and reported,
+so that the optimizer can give it a rate of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from onsa.models.heads import Head
+from onsa.spec.errors import ModelError
+from onsa.spec.sections import Model
+
+DROPOUT_FIELDS = ("classifier_dropout", "seq_classif_dropout", "cls_dropout", "classifier_dropout_prob")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network with its tokenizer; ``new`` names the parameters that the base did not have."""
+
+    network: nn.Module
+    tokenizer: Any
+    new: frozenset[str]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Transformers' own bars and notes about new heads, held back: Onsa says these things itself."""
+    from transformers.utils import logging as hf_logging
+
+    level = hf_logging.get_verbosity()
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.CRITICAL)
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def load_tokenizer(folder: Path, model: Model) -> Any:
+    """The tokenizer of a base, with a padding token where it names none.
+
+    Raises:
+        ModelError: the folder holds no tokenizer that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError.of("tokenizer-unreadable", file=str(folder), reason=first_line(error)) from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def load(folder: Path, model: Model, head: Head, labels: tuple[str, ...], problem: str | None, seed: int) -> Loaded:
+    """A base with the head for a task, in fp32 and eval mode.
+
+    Args:
+        labels: names of the outputs of a row head (one for regression); empty for token heads.
+        problem: transformers' ``problem_type`` of a row head.
+        seed: initialises what the base does not have.
+
+    Raises:
+        ModelError: the weights cannot be read, or the architecture has no such head.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    tokenizer = load_tokenizer(folder, model)
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(folder, **settings)
+            builder = AutoModelForCausalLM
+            if head is Head.ROWS:
+                builder = AutoModelForSequenceClassification
+                config.id2label = dict(enumerate(labels))
+                config.label2id = {label: index for index, label in enumerate(labels)}
+                config.problem_type = problem
+                _set_head_dropout(config, model.head_dropout)
+                if config.pad_token_id is None:
+                    config.pad_token_id = tokenizer.pad_token_id
+            elif config.architectures and not any("LM" in name for name in config.architectures):
+                raise ModelError.of("model-no-language-head", file=model.name, architecture=config.architectures[0])
+            network, loading = builder.from_pretrained(
+                folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **settings
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError.of("model-unreadable", file=str(folder), reason=first_line(error)) from None
+    return Loaded(network.eval(), tokenizer, frozenset(loading["missing_keys"]))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its class's name where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _set_head_dropout(config: Any, share: float | None) -> None:
+    if share is None:
+        return
+    named = [name for name in DROPOUT_FIELDS if name in config.to_dict()]
+    if not named:
+        raise ModelError.of("head-dropout-unsupported", key="model.head_dropout", model=config.model_type)
+    for name in named:
+        setattr(config, name, share)
+
+
+def hold_in(network: nn.Module, precision: str, device: torch.device) -> None:
+    """Put a network on its device: what trains in fp32, what is frozen in the run's precision."""
+    frozen = torch.bfloat16 if precision == "bf16" else torch.float32
+    for parameter in network.parameters():
+        dtype = torch.float32 if parameter.requires_grad else frozen
+        parameter.data = parameter.data.to(device=device, dtype=dtype)
+    for name, buffer in network.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        network.get_submodule(owner)._buffers[leaf] = buffer.to(device)

@@ -1,0 +1,1 @@
+"""Optim: how weights move."""

@@ -1,0 +1,28 @@
+"""AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2019, algorithm 2), torch's own."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from onsa.optim.optimizers.base import Optimizer
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay.
+
+    betas: decay of the running mean and of the running square of the gradient.
+    eps: keeps the quotient finite.
+    """
+
+    kind: ClassVar[str] = "adamw"
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+
+    def build(self, network: nn.Module, new: frozenset[str], fused: bool) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.groups(network, new), betas=self.betas, eps=self.eps, fused=fused)

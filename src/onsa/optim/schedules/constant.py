@@ -1,0 +1,16 @@
+"""Constant: the same rate throughout, after the warm-up."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from onsa.optim.schedules.base import Schedule
+
+
+class Constant(Schedule):
+    """``1``."""
+
+    kind: ClassVar[str] = "constant"
+
+    def after_warmup(self, progress: float) -> float:
+        return 1.0

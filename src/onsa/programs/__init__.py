@@ -1,0 +1,1 @@
+"""Programs: what a person does, as functions over recipes and runs."""

@@ -1,0 +1,160 @@
+"""Forecast: how much memory and time a run will take, before it is begun.
+
+Memory is counted from the network's own parameters and the plan's largest micro-batch; time is measured on a few real
+steps of a throw-away session.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, cast
+
+import psutil
+import torch
+from torch import nn
+
+from onsa.engine.batches import micro_batches
+from onsa.engine.sessions.base import Work
+from onsa.models.heads import Head
+from onsa.models.load import Loaded, load
+from onsa.objectives.base import Objective
+from onsa.optim.optimizers.base import Optimizer
+from onsa.optim.schedules.base import Schedule
+from onsa.programs.prepare import Prepared
+from onsa.sources.base import Cursor
+from onsa.spec.errors import Level, Problem
+
+RUNTIME_BYTES = 450_000_000  # what Python, torch and transformers take before any weights are there
+KEPT_VECTORS = 16  # values kept for the backward pass a token and layer, in widths of the hidden state
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Bytes at the peak by what they are for, bytes that are free, and seconds for all optimizer steps."""
+
+    weights: int
+    training: int
+    activations: int
+    runtime: int
+    free: int
+    trainable: int
+    parameters: int
+    seconds: float | None = None
+    tokens_a_second: float | None = None
+
+    @property
+    def memory(self) -> int:
+        return self.weights + self.training + self.activations + self.runtime
+
+    def problem(self) -> Problem | None:
+        """An error where the run cannot fit, a warning where it hardly does."""
+        if self.memory <= 0.9 * self.free:
+            return None
+        values = {"needed": f"{self.memory / 1e9:.1f}", "free": f"{self.free / 1e9:.1f}"}
+        level = Level.ERROR if self.memory > self.free else Level.WARNING
+        return Problem("memory-short", values, key="train.accumulate", level=level)
+
+
+def adapted(prepared: Prepared) -> tuple[Loaded, nn.Module]:
+    """The base as loaded, and the network as it will train, with trainable parameters marked."""
+    recipe, task = prepared.recipe, prepared.task
+    loaded = load(prepared.base.folder, recipe.model, task.head, task.outputs, task.hf_problem, recipe.seed)
+    torch.manual_seed(recipe.seed)
+    network = prepared.adaptation.apply(loaded.network, task.head, loaded.new)
+    return loaded, network
+
+
+def work(prepared: Prepared, loaded: Loaded, network: nn.Module) -> Work:
+    """What a session needs to train this network."""
+    recipe = prepared.recipe
+    return Work(
+        network=network,
+        new=loaded.new,
+        pad_id=prepared.tokenizer.pad_token_id,
+        plan=prepared.plan,
+        optimizer=cast(Optimizer, recipe.optimizer),
+        schedule=cast(Schedule, recipe.schedule),
+        precision=recipe.train.precision or "fp32",
+        clip=recipe.train.clip,
+        seed=recipe.seed,
+        total=prepared.total,
+    )
+
+
+def forecast(prepared: Prepared, network: nn.Module) -> Forecast:
+    """Memory from counting; no step is run."""
+    bf16 = prepared.recipe.train.precision == "bf16"
+    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
+    config = prepared.base.config
+    width, layers = int(config.get("hidden_size", 768)), int(config.get("num_hidden_layers", 12))
+    inner = int(config.get("intermediate_size", 4 * width))
+    rows, longest, predictions = _largest(prepared)
+    value = 2 if bf16 else 4
+    activations = rows * longest * layers * (KEPT_VECTORS * width + 3 * inner) * value
+    activations += rows * int(config.get("num_attention_heads", 12)) * longest * longest * layers * value
+    if prepared.task.head is Head.TOKENS:
+        activations += predictions * int(config.get("vocab_size", 0)) * 3 * 4
+    if prepared.plan.device == "cuda":
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    return Forecast(
+        weights=frozen * value + trainable * 4,
+        training=trainable * 12,  # a gradient and AdamW's two moments
+        activations=activations,
+        runtime=RUNTIME_BYTES,
+        free=free,
+        trainable=trainable,
+        parameters=trainable + frozen,
+    )
+
+
+def timed(prepared: Prepared, loaded: Loaded, network: nn.Module, seen: Forecast, steps: int = 3) -> Forecast:
+    """The forecast with its seconds, from a few real steps on a session that is thrown away."""
+    session = prepared.engine.open(work(prepared, loaded, network))
+    objective = cast(Objective, prepared.recipe.objective)
+    spent: list[float] = []
+    tokens = 0
+    for examples, _ in islice(prepared.source.steps(prepared.feed, Cursor()), steps + 1):
+        started = time.perf_counter()
+        session.forward_backward(
+            micro_batches(examples, prepared.plan, prepared.recipe.train.accumulate), objective
+        )
+        session.step()
+        spent.append(time.perf_counter() - started)
+        tokens += sum(len(example.token_T) for example in examples)
+    counted = spent[1:] or spent  # the first step also pays for first-time work
+    rate = tokens / sum(spent) if len(spent) == 1 else (tokens * len(counted) / len(spent)) / sum(counted)
+    seconds = prepared.total * sum(counted) / len(counted)
+    return Forecast(**{**vars(seen), "seconds": seconds, "tokens_a_second": rate})
+
+
+def _largest(prepared: Prepared) -> tuple[int, int, int]:
+    """Rows, longest row and predictions of the micro-batch that takes the most memory, over the first steps."""
+    sizes = [(1, 1, 1)]
+    for examples, _ in islice(prepared.source.steps(prepared.feed, Cursor()), 50):
+        for batch in micro_batches(examples, prepared.plan, prepared.recipe.train.accumulate):
+            asked = len(batch.weight_M) if prepared.plan.logits == "supervised" else len(batch.token_N)
+            sizes.append((len(batch.length_R), max(batch.length_R), asked))
+    return max(sizes, key=lambda size: size[0] * size[1])
+
+
+def hours(seconds: float) -> str:
+    """Seconds as ``h:mm:ss`` or ``m:ss``."""
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def parts(seen: Forecast) -> Sequence[tuple[str, Any]]:
+    """The memory forecast as rows of a table: message code and bytes."""
+    return [
+        ("memory-weights", seen.weights),
+        ("memory-training", seen.training),
+        ("memory-activations", seen.activations),
+        ("memory-runtime", seen.runtime),
+    ]

@@ -1,0 +1,97 @@
+"""Preflight on tokens: what only shows once rows are encoded for the base that will read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from onsa.data.table import Dataset, Row
+from onsa.models.batch import Example
+from onsa.spec.errors import DataError, Level, Problem
+from onsa.spec.recipe import Recipe
+from onsa.tasks.base import Task, TokenTask
+from onsa.tasks.chat import Chat
+
+EXAMPLES = 3
+
+
+def template(task: Task, dataset: Dataset, tokenizer: Any) -> list[Problem]:
+    """Whether the base's chat template exists, ends turns, and gives back what was put in."""
+    if not isinstance(task, TokenTask):
+        return []
+    if tokenizer.eos_token_id is None:
+        return [Problem("eos-missing", {}, level=Level.WARNING)]
+    if not isinstance(task, Chat):
+        return []
+    if not tokenizer.chat_template:
+        return [Problem("template-missing", {}, key="model.name")]
+    found: list[Problem] = []
+    row = dataset.train[0]
+    try:
+        example = task.encode(row, tokenizer, 1_000_000)
+    except DataError as error:
+        return list(error.problems)
+    except Exception as error:  # a template is a program of the model's author: it can raise anything
+        return [Problem("template-fails", {"reason": str(error)}, row.file, row.line)]
+    text = tokenizer.decode(example.token_T)
+    lost = [m for m in task.messages(row) if str(m.get("content") or "").strip() not in text]
+    if lost:
+        found.append(Problem("template-loses", {"role": lost[0]["role"]}, row.file, row.line, level=Level.WARNING))
+    trained = example.token_T[example.weight_T > 0] if example.weight_T is not None else []
+    special = set(tokenizer.all_special_ids)
+    if len(trained) and int(trained[-1]) not in special:
+        found.append(Problem("turn-end-missing", {}, row.file, row.line, level=Level.WARNING))
+    return found
+
+
+def tokens(
+    recipe: Recipe, dataset: Dataset, examples: dict[str, list[Example]], tokenizer: Any, context: int
+) -> list[Problem]:
+    """Rows that were cut, rows of which nothing trains, and how much of the text trains."""
+    found: list[Problem] = []
+    limit = recipe.train.max_length or context
+    if limit > context:
+        values = {"value": limit, "context": context}
+        found.append(Problem("length-over-context", values, key="train.max_length"))
+    for side, rows in dataset.sides.items():
+        kept = {example.row for example in examples[side]}
+        masked = [row for index, row in enumerate(rows) if index not in kept]
+        if rows and not kept:
+            found.append(Problem("all-masked", {"rows": len(rows), "side": side}, masked[0].file, masked[0].line))
+        elif masked:
+            values = {"rows": len(masked), "side": side, "places": places(masked)}
+            found.append(Problem("rows-masked", values, level=Level.WARNING))
+        cut = [example for example in examples[side] if example.cut]
+        if cut:
+            values = {
+                "rows": len(cut),
+                "side": side,
+                "length": limit,
+                "tokens": sum(example.cut for example in cut),
+                "places": places([rows[example.row] for example in cut]),
+            }
+            found.append(Problem("rows-cut", values, level=Level.WARNING))
+    train = examples["train"]
+    if cast(Task, recipe.task).provides.value == "tokens" and train:
+        total = sum(len(example.token_T) for example in train)
+        trained = sum(example.supervised for example in train)
+        found.append(Problem("tokens-trained", {"share": f"{trained / total:.0%}", "tokens": total}, level=Level.NOTE))
+    return found
+
+
+def view(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
+    """A row's text in pieces, each with whether it trains: what ``onsa check`` shows in colour."""
+    if example.weight_T is None:
+        return [(tokenizer.decode(example.token_T), False)]
+    pieces: list[tuple[list[int], bool]] = []
+    for token, weight in zip(example.token_T.tolist(), example.weight_T.tolist(), strict=True):
+        if not pieces or pieces[-1][1] != (weight > 0):
+            pieces.append(([], weight > 0))
+        pieces[-1][0].append(token)
+    return [(tokenizer.decode(ids), trains) for ids, trains in pieces]
+
+
+def places(rows: Sequence[Row]) -> str:
+    """The first few rows by file and line."""
+    shown = ", ".join(f"{row.file}:{row.line}" for row in rows[:EXAMPLES])
+    return shown + (", …" if len(rows) > EXAMPLES else "")

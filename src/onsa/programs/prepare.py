@@ -1,0 +1,139 @@
+"""Prepare: from a recipe as it was written to everything a run needs: the resolved recipe, rows, tokens and a plan.
+
+``onsa check``, ``plan`` and ``train`` all begin here, so what the preflight says is what training does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+from onsa.accel.passes import PASSES
+from onsa.accel.plan import Plan, decide
+from onsa.adaptations.base import Adaptation
+from onsa.data.dataset import load_dataset, load_rows
+from onsa.data.profiling import profile
+from onsa.data.quality import examine
+from onsa.data.read import read
+from onsa.data.table import Dataset, Row
+from onsa.engine.batches import encode
+from onsa.engine.sessions.base import Engine
+from onsa.models.batch import Example
+from onsa.models.fetch import Located, locate
+from onsa.models.load import load_tokenizer
+from onsa.programs import preflight
+from onsa.programs.resolve import Choice, checked, steps_an_epoch, with_axes, with_rhythm, with_task, with_training
+from onsa.sources.base import Feed, Source
+from onsa.spec.errors import DataError, Level, Problem
+from onsa.spec.recipe import Recipe
+from onsa.tasks.base import Task
+
+SHAPED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+UNLIMITED = 1_000_000
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that could begin.
+
+    examples: encoded rows by side of the split.
+    total: optimizer steps of the whole run.
+    choices: the defaults that were chosen, with reasons; ``problems``: warnings and notes of the preflight.
+    """
+
+    recipe: Recipe
+    base: Located
+    dataset: Dataset
+    tokenizer: Any
+    examples: dict[str, list[Example]]
+    plan: Plan
+    total: int
+    choices: tuple[Choice, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def task(self) -> Task:
+        return cast(Task, self.recipe.task)
+
+    @property
+    def adaptation(self) -> Adaptation:
+        return cast(Adaptation, self.recipe.adaptation)
+
+    @property
+    def engine(self) -> Engine:
+        return cast(Engine, self.recipe.engine)
+
+    @property
+    def source(self) -> Source:
+        return cast(Source, self.recipe.source)
+
+    @property
+    def feed(self) -> Feed:
+        return Feed(self.examples["train"], self.recipe.train, self.recipe.seed)
+
+    @property
+    def identity(self) -> str:
+        return self.recipe.identity(self.dataset.sha256, self.base.sha256)
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Resolve a recipe against its data, its base and this machine.
+
+    Raises:
+        RecipeError, DataError, ModelError, MachineError: whatever stands in the way of training, all that can be told
+            at once.
+    """
+    recipe, choices = with_task(recipe, profile(read(recipe.data)))
+    given = load_rows(recipe.data, cast(Task, recipe.task))
+    task = _fitted(cast(Task, recipe.task), given)
+    recipe = recipe.model_copy(update={"task": task})
+    problems = examine(given, task)
+    _stop_at_errors(problems)
+    dataset = load_dataset(recipe.data, task)
+    base = locate(recipe.model)
+    recipe, more = with_axes(recipe, base, task.head)
+    choices += more
+    cast(Engine, recipe.engine).place()
+    checked(recipe)
+    tokenizer = load_tokenizer(base.folder, recipe.model)
+    problems += preflight.template(task, dataset, tokenizer)
+    _stop_at_errors(problems)
+    context = min(base.context or UNLIMITED, UNLIMITED)
+    longest = recipe.train.max_length or context
+    examples = {side: encode(task, rows, tokenizer, longest) for side, rows in dataset.sides.items()}
+    recipe, more = with_training(recipe, [len(example.token_T) for example in examples["train"]] or [1], context)
+    choices += more
+    cut_at = recipe.train.max_length or context
+    if cut_at < longest:
+        examples = {side: encode(task, rows, tokenizer, cut_at) for side, rows in dataset.sides.items()}
+    problems += preflight.tokens(recipe, dataset, examples, tokenizer, context)
+    _stop_at_errors(problems)
+    recipe = with_rhythm(recipe, steps_an_epoch(recipe.train, [len(e.token_T) for e in examples["train"]]))
+    plan = _plan(recipe, base, examples["train"])
+    feed = Feed(examples["train"], recipe.train, recipe.seed)
+    total = cast(Source, recipe.source).total(feed)
+    return Prepared(recipe, base, dataset, tokenizer, examples, plan, total, tuple(choices), tuple(problems))
+
+
+def _fitted(task: Task, given: dict[str, list[Row]]) -> Task:
+    usable = [row for rows in given.values() for row in rows if task.problem_of(row) is None]
+    return task.fit(usable) if usable else task
+
+
+def _plan(recipe: Recipe, base: Located, examples: list[Example]) -> Plan:
+    task, optimizer = cast(Task, recipe.task), recipe.optimizer
+    lengths = tuple(len(example.token_T) for example in examples)
+    plain = Plan(
+        head=task.head,
+        device=cast(Engine, recipe.engine).place(),
+        optimizer=optimizer.kind if optimizer else "",
+        lengths=lengths,
+        supervised_share=sum(example.supervised for example in examples) / max(1, sum(lengths)),
+        plain_head=not any(base.config.get(name) for name in SHAPED_HEADS),
+    )
+    return decide(plain, recipe.accel, PASSES)
+
+
+def _stop_at_errors(problems: list[Problem]) -> None:
+    if any(problem.level is Level.ERROR for problem in problems):
+        raise DataError(problem for problem in problems if problem.level is Level.ERROR)

@@ -1,0 +1,198 @@
+"""Resolve: every choice that a recipe leaves open is made from the data, the base and the machine, and written down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from onsa.adaptations.base import Adaptation
+from onsa.data.profile import Profile
+from onsa.engine.sessions.base import Engine
+from onsa.models.fetch import Located
+from onsa.models.heads import Head
+from onsa.models.precision import has_fast_bf16
+from onsa.optim.optimizers.base import Optimizer
+from onsa.spec import registry
+from onsa.spec.component import Component
+from onsa.spec.errors import DataError, Problem, RecipeError
+from onsa.spec.messages import say
+from onsa.spec.recipe import Recipe
+from onsa.spec.registry import unknown
+from onsa.spec.sections import Train
+from onsa.tasks.base import Match, Task
+
+SMALL_MODEL = 60_000_000  # parameters up to which full tuning is the better default for a row head
+LONGEST = 1024  # tokens a row keeps by default
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A default that was chosen: the recipe's key, and why as a message code with its values."""
+
+    key: str
+    reason: str
+    values: dict[str, Any]
+
+    @property
+    def why(self) -> str:
+        return say(self.reason, **self.values)
+
+
+def recognise(profile: Profile) -> tuple[type[Task], Match]:
+    """The task that a table fits best, with the columns in their roles.
+
+    Raises:
+        DataError: no task recognises the columns; the message lists what was seen.
+    """
+    found = []
+    for kind in registry.kinds("task"):
+        task = cast(type[Task], registry.load("task", kind))
+        match = task.recognise(profile)
+        if match is not None:
+            found.append((match.score, kind, task, match))
+    if not found:
+        seen = ", ".join(f"{column.name} ({column.look.value})" for column in profile.columns)
+        raise DataError.of("task-unrecognised", key="task", columns=seen)
+    _, _, task, match = max(found, key=lambda entry: (entry[0], entry[1]))
+    return task, match
+
+
+def with_task(recipe: Recipe, profile: Profile) -> tuple[Recipe, list[Choice]]:
+    """The recipe with its task and columns, as given or as recognised in the data."""
+    choices: list[Choice] = []
+    task, columns = cast(Task | None, recipe.task), recipe.data.columns
+    if task is None:
+        kind, match = recognise(profile)
+        task, columns = kind(), columns or match.columns
+        choices += [Choice("task", reason, values) for reason, values in match.reasons]
+    elif columns is None:
+        match_given = type(task).recognise(profile)
+        columns = match_given.columns if match_given else _by_name(task, profile)
+    language = recipe.data.language or profile.language
+    data = recipe.data.model_copy(update={"columns": columns, "language": language})
+    return recipe.model_copy(update={"task": task, "data": data}), choices
+
+
+def _by_name(task: Task, profile: Profile) -> dict[str, str]:
+    """Columns that carry the very names of the task's roles.
+
+    Raises:
+        DataError: a role that must be there has no column of its name.
+    """
+    columns = {role: found.name for role in task.roles if (found := profile.named(role)) is not None}
+    missing = [role for role, needed in task.roles.items() if needed and role not in columns]
+    if missing or not columns:
+        names = ", ".join(column.name for column in profile.columns)
+        wanted = ", ".join(missing or task.roles)
+        raise DataError.of("roles-unfilled", key="data.columns", task=task.kind, roles=wanted, columns=names)
+    return columns
+
+
+def with_axes(recipe: Recipe, base: Located, head: Head) -> tuple[Recipe, list[Choice]]:
+    """The recipe with every axis filled."""
+    task = cast(Task, recipe.task)
+    choices: list[Choice] = []
+    chosen: dict[str, Component] = {}
+    if recipe.adaptation is None:
+        full = head is Head.ROWS and base.parameters <= SMALL_MODEL
+        chosen["adaptation"] = registry.load("adaptation", "full" if full else "lora")()
+        values = {"parameters": f"{base.parameters / 1e6:.0f}"}
+        choices.append(Choice("adaptation", "why-full" if full else "why-lora", values))
+    adaptation = cast(Adaptation, chosen.get("adaptation", recipe.adaptation))
+    if recipe.objective is None:
+        options = [registry.load("objective", kind) for kind in task.objectives]
+        chosen["objective"] = next(kind for kind in options if vars(kind)["reads"] is task.provides)()
+    optimizer = cast(Optimizer, recipe.optimizer or registry.load("optimizer", "adamw")())
+    if optimizer.lr is None:
+        rate = adaptation.rates[head]
+        choices.append(Choice("optimizer.lr", "why-rate", {"rate": rate, "adaptation": adaptation.kind}))
+        optimizer = optimizer.model_copy(update={"lr": rate})
+    if optimizer.lr_new is None:
+        rate_new = max(1e-3, optimizer.lr or 0.0) if head is Head.ROWS else optimizer.lr
+        optimizer = optimizer.model_copy(update={"lr_new": rate_new})
+    chosen["optimizer"] = optimizer
+    defaults = (
+        ("source", "dataset", {}),
+        ("schedule", "linear", {"warmup": 0.1}),
+        ("engine", "local", {}),
+    )
+    for axis, kind, settings in defaults:
+        if getattr(recipe, axis) is None:
+            chosen[axis] = registry.load(axis, kind)(**settings)
+    return recipe.model_copy(update=chosen), choices
+
+
+def with_training(recipe: Recipe, lengths: Sequence[int], context: int) -> tuple[Recipe, list[Choice]]:
+    """The recipe with every training setting filled.
+
+    Args:
+        lengths: tokens of each training row before any cut.
+        context: tokens the base can look at.
+    """
+    task, train = cast(Task, recipe.task), recipe.train
+    choices: list[Choice] = []
+    fill: dict[str, Any] = {}
+    if train.max_length is None:
+        longest = max(lengths)
+        fill["max_length"] = max(2, min(context, LONGEST, longest + (-longest) % 8))
+        choices.append(Choice("train.max_length", "why-length", {"longest": longest, "length": fill["max_length"]}))
+    if train.epochs is None:
+        fill["epochs"] = 3 if task.head is Head.TOKENS or len(lengths) > 5000 else 10
+        choices.append(Choice("train.epochs", "why-epochs", {"rows": len(lengths), "epochs": fill["epochs"]}))
+    if train.batch_tokens is None and train.batch_rows is None:
+        if task.head is Head.ROWS:
+            fill["batch_rows"] = 32
+        else:
+            fill["batch_tokens"] = 1024 if sum(lengths) < 200_000 else 4096
+    if train.precision is None:
+        place = cast(Engine, recipe.engine).place()
+        # A row model is small, and its head sensitive: bf16 pays where the products are large.
+        fast = task.head is Head.TOKENS and has_fast_bf16(place)
+        fill["precision"] = "bf16" if fast else "fp32"
+        choices.append(Choice("train.precision", "why-bf16" if fast else "why-fp32", {"device": place}))
+    return recipe.model_copy(update={"train": train.model_copy(update=fill)}), choices
+
+
+def with_rhythm(recipe: Recipe, steps_an_epoch: int) -> Recipe:
+    """The recipe with evaluations and checkpoints spaced: once an epoch, but checkpoints at least every 50 steps."""
+    train = recipe.train
+    fill = {
+        "eval_steps": train.eval_steps or max(1, steps_an_epoch),
+        "save_steps": train.save_steps or max(1, min(50, steps_an_epoch)),
+    }
+    return recipe.model_copy(update={"train": train.model_copy(update=fill)})
+
+
+def conflicts(recipe: Recipe) -> list[Problem]:
+    """What does not go together in a recipe whose axes are filled."""
+    task, objective = cast(Task, recipe.task), recipe.objective
+    found = []
+    if objective is not None and vars(type(objective))["reads"] is not task.provides:
+        fitting = [kind for kind in task.objectives if vars(registry.load("objective", kind))["reads"] is task.provides]
+        values = {"objective": objective.kind, "task": task.kind, "form": task.provides.value, "near": fitting[0]}
+        found.append(Problem("objective-mismatch", values, key="objective"))
+    if recipe.train.best not in task.measures:
+        found.append(unknown("metric-unknown", recipe.train.best, task.measures, key="train.best", task=task.kind))
+    if recipe.model.head_dropout is not None and task.head is Head.TOKENS:
+        found.append(Problem("head-dropout-tokens", {"task": task.kind}, key="model.head_dropout"))
+    return found
+
+
+def checked(recipe: Recipe) -> Recipe:
+    """The recipe, if nothing in it conflicts.
+
+    Raises:
+        RecipeError: with every conflict.
+    """
+    problems = conflicts(recipe)
+    if problems:
+        raise RecipeError(problems)
+    return recipe
+
+
+def steps_an_epoch(train: Train, lengths: Sequence[int]) -> int:
+    """About how many optimizer steps one epoch has."""
+    if train.batch_rows:
+        return -(-len(lengths) // train.batch_rows)
+    return max(1, -(-sum(lengths) // (train.batch_tokens or 1)))

@@ -1,0 +1,189 @@
+"""Train: a recipe becomes a run, from preflight to report. ``onsa train``, the Python API and the demo all call this."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from onsa.engine import checkpoint, loop
+from onsa.engine.events import Begun, Evaluated, Event, Stepped
+from onsa.engine.sessions.base import Session
+from onsa.evaluate.document import Document, headline, read_document, write_document
+from onsa.objectives.base import Objective
+from onsa.programs.forecast import adapted, forecast, work
+from onsa.programs.history import Journal, read_history
+from onsa.programs.measure import document, measure
+from onsa.programs.prepare import Prepared, prepare
+from onsa.programs.report import METRICS, REPORT, write_report
+from onsa.serve.predictor import MODEL
+from onsa.spec.errors import Level, MachineError, OnsaError, StoreError
+from onsa.spec.recipe import Recipe
+from onsa.store.atomic import ensure_space, publish, write_text
+from onsa.store.run import Run, State
+from onsa.store.runs import Store
+
+RECIPE = "recipe.yaml"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The run that a recipe leads to, before its first step; ``resumed`` where it goes on."""
+
+    run: Run
+    prepared: Prepared
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Training is over; base and tuned answer the held-out rows."""
+
+    run: Run
+    stopped_early: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is done; ``document`` is what its ``metrics.json`` holds."""
+
+    run: Run
+    document: Document
+
+
+Told = Opened | Event | Measuring | Finished
+
+
+def train(recipe: Recipe, fresh: bool = False) -> Iterator[Told]:
+    """Train, yielding events; break off to pause, call again to go on.
+
+    A recipe whose run is finished yields that run at once; ``fresh`` runs it anew.
+
+    Raises:
+        OnsaError: preflight found errors (before any training), or training had to stop.
+    """
+    prepared = prepare(recipe)
+    with Store() as store:
+        run = None if fresh else store.by_identity(prepared.identity)
+        if run is not None and run.state is State.FINISHED:
+            yield Finished(run, read_document(run.folder / METRICS))
+            return
+        resumed = run is not None
+        if run is None:
+            run = store.create(
+                prepared.identity,
+                task=prepared.task.kind,
+                model=prepared.recipe.model.name,
+                data=prepared.recipe.data.path,
+                adaptation=prepared.adaptation.kind,
+                recipe=prepared.recipe.document(),
+            )
+        run = store.start(run)
+        try:
+            yield from _run(store, run, prepared, resumed)
+        except GeneratorExit:
+            store.set_state(run, State.PAUSED)
+            raise
+        except BaseException as error:
+            store.set_state(run, State.FAILED, _reason(error))
+            raise
+
+
+def finish(recipe: Recipe, fresh: bool = False) -> Run:
+    """Train to the end and return the finished run (``onsa.run``)."""
+    last: Told | None = None
+    for last in train(recipe, fresh):
+        pass
+    assert isinstance(last, Finished)
+    return last.run
+
+
+def _run(store: Store, run: Run, prepared: Prepared, resumed: bool) -> Generator[Told, None, None]:
+    write_text(run.folder / RECIPE, prepared.recipe.dump())
+    yield Opened(run, prepared, resumed)
+    loaded, network = adapted(prepared)
+    seen = forecast(prepared, network)
+    problem = seen.problem()
+    if problem is not None and problem.level is Level.ERROR:
+        raise MachineError(problem)
+    ensure_space(run.folder, 3 * 12 * seen.trainable)
+    session = prepared.engine.open(work(prepared, loaded, network))
+    job = loop.Job(
+        session=session,
+        source=prepared.source,
+        feed=prepared.feed,
+        task=prepared.task,
+        objective=cast(Objective, prepared.recipe.objective),
+        plan=prepared.plan,
+        validation=prepared.examples["validation"],
+        checkpoints=run.folder / "checkpoints",
+    )
+    stopped = yield from _followed(store, run, prepared, job)
+    yield Measuring(run, stopped)
+    _keep_best(session, prepared, run, job.checkpoints)
+    told = read_history(run.folder)
+    told.parameters, told.trainable = seen.parameters, seen.trainable
+    del session, job, network, loaded  # the base is loaded anew to be measured: two at once need not fit
+    found = document(prepared, run, told, measure(prepared, run.folder))
+    yield Finished(_publish(store, run, found), found)
+
+
+def _followed(store: Store, run: Run, prepared: Prepared, job: loop.Job) -> Generator[Told, None, bool]:
+    """The loop's events, journalled; returns whether early stopping ended them."""
+    stop = prepared.recipe.train.early_stop
+    steps = loop.run(job)
+    journal: Journal | None = None
+    try:
+        for event in steps:
+            if isinstance(event, Begun):
+                journal = Journal(run.folder, event.step)
+            elif isinstance(event, Stepped | Evaluated) and journal is not None:
+                journal.write(event)
+                if isinstance(event, Evaluated):
+                    store.add_metrics(run, event.step, event.metrics)
+            yield event
+            if stop and isinstance(event, Evaluated) and event.stale >= stop.patience:
+                return True
+    finally:
+        steps.close()  # type: ignore[attr-defined]  # a generator: closing it keeps the place
+        if journal is not None:
+            journal.close()
+    return False
+
+
+def _keep_best(session: Session, prepared: Prepared, run: Run, checkpoints: Path) -> None:
+    """Put the best checkpoint's weights into the network, and write the model that is deployed and measured."""
+    found, _ = checkpoint.latest(checkpoints)
+    if found is None:
+        raise StoreError.of("run-without-checkpoint", file=str(run.folder))
+    best = checkpoint.progress_of(found).best_step
+    chosen = checkpoints / f"step-{best:07d}" if best is not None else found
+    session.restore(chosen if checkpoint.verified(chosen) else found, optimizer=False)
+    draft, final = run.folder / ".draft-model", run.folder / MODEL
+    if final.exists():
+        return
+    draft.mkdir(exist_ok=True)
+    prepared.adaptation.save(session.models.policy.network, prepared.tokenizer, draft)
+    publish(draft, final)
+
+
+def _publish(store: Store, run: Run, found: Document) -> Run:
+    write_document(found, run.folder / METRICS)
+    write_report(run)
+    for kind, name in (("recipe", RECIPE), ("metrics", METRICS), ("report", REPORT)):
+        store.add_artifact(run, kind, run.folder / name)
+    for path in sorted((run.folder / MODEL).glob("*.safetensors")):
+        store.add_artifact(run, "weights", path)
+    entry = headline(found)
+    summary: dict[str, Any] = {"metric": found["verdict"]["metric"], "better": found["verdict"]["better"]}
+    if entry is not None:
+        summary |= {"tuned": entry["tuned"]["value"], "base": entry["base"]["value"] if entry["base"] else None}
+    store.set_summary(run, summary)
+    return store.set_state(run, State.FINISHED)
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) if isinstance(error, OnsaError) else f"{type(error).__name__}: {error}"
+
+

@@ -1,0 +1,1 @@
+"""Serve: a tuned model put to use."""

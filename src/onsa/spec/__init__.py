@@ -1,0 +1,1 @@
+"""What a run is: components, sections, the recipe, messages and errors. Imports no torch."""

@@ -1,0 +1,76 @@
+"""Axes and their kinds: a folder is an axis, a file in it a kind, and third parties add kinds through entry points.
+
+Nothing is listed by hand: the built-in kinds are the files of the axis' folder, and a kind's module is imported only
+when a recipe names it, so that what does not train never imports torch.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Iterable
+from difflib import get_close_matches
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+
+from onsa.spec.component import Component
+from onsa.spec.errors import Problem, RecipeError
+
+AXES = {
+    "task": "onsa.tasks",
+    "adaptation": "onsa.adaptations",
+    "objective": "onsa.objectives",
+    "source": "onsa.sources",
+    "optimizer": "onsa.optim.optimizers",
+    "schedule": "onsa.optim.schedules",
+    "engine": "onsa.engine.sessions",
+}
+
+
+@cache
+def kinds(axis: str) -> dict[str, str]:
+    """The kinds of an axis and the module of each: the folder's files, then the entry points of ``onsa.<axis>``."""
+    package = AXES[axis]
+    spec = find_spec(package)
+    assert spec is not None and spec.submodule_search_locations is not None
+    found = {
+        name.replace("_", "-"): f"{package}.{name}"
+        for _, name, _ in pkgutil.iter_modules(spec.submodule_search_locations)
+        if name != "base" and not name.startswith("_")
+    }
+    for point in entry_points(group=f"onsa.{axis}"):
+        found.setdefault(point.name, point.value)
+    return dict(sorted(found.items()))
+
+
+@cache
+def load(axis: str, kind: str) -> type[Component]:
+    """The class of one kind.
+
+    Raises:
+        RecipeError: the axis has no such kind; the message names the nearest and all there are.
+    """
+    modules = kinds(axis)
+    if kind not in modules:
+        raise RecipeError(unknown("kind-unknown", kind, modules, key=f"{axis}.kind", axis=axis))
+    module, _, attribute = modules[kind].partition(":")
+    imported = import_module(module)
+    if attribute:
+        chosen = getattr(imported, attribute)
+    else:
+        (chosen,) = [
+            member
+            for member in vars(imported).values()
+            if isinstance(member, type) and issubclass(member, Component) and member.__module__ == module
+        ]
+    assert isinstance(chosen, type) and issubclass(chosen, Component) and chosen.kind == kind, (module, kind)
+    return chosen
+
+
+def unknown(code: str, value: str, known: Iterable[object], *, key: str | None = None, **values: object) -> Problem:
+    """A problem about a name that is not known, with the nearest valid one and the whole choice."""
+    choices = [str(name) for name in known]
+    near = get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    nearest = near[0] if near else (choices[0] if choices else "-")
+    return Problem(code, {"value": value, "near": nearest, "choices": ", ".join(choices), **values}, key=key)

@@ -1,0 +1,1 @@
+"""Tasks: what an example means, what is predicted, how it is scored."""

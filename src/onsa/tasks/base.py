@@ -1,0 +1,175 @@
+"""Task: what an example means, what is predicted, and how it is scored."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from onsa.data.profile import Profile
+from onsa.data.table import Row
+from onsa.models.batch import Batch, Example
+from onsa.models.heads import Head
+from onsa.spec.component import Component, Form
+
+if TYPE_CHECKING:
+    from onsa.models.policy import Policy
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Match:
+    """How well a table fits a task: the columns in their roles, a score in [0, 1], and the reasons (message codes)."""
+
+    columns: dict[str, str]
+    score: float
+    reasons: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a model made of some rows. R rows, C outputs.
+
+    loss_R, weight_R: summed loss and weight of each row; their quotient of sums is the mean loss.
+    output_RC: the model's outputs after the task's link (probabilities, or numbers); ``None`` for token tasks.
+    target_R: the right answers as the task encodes them; ``None`` for token tasks.
+    """
+
+    row_R: npt.NDArray[np.int64]
+    loss_R: Floats
+    weight_R: Floats
+    output_RC: Floats | None = None
+    target_R: npt.NDArray[Any] | None = None
+
+    def take(self, index: npt.NDArray[np.int64]) -> Outcome:
+        """The outcome of some of the rows, repeats allowed (a bootstrap resample)."""
+        output = None if self.output_RC is None else self.output_RC[index]
+        target = None if self.target_R is None else self.target_R[index]
+        return Outcome(self.row_R[index], self.loss_R[index], self.weight_R[index], output, target)
+
+    @staticmethod
+    def join(parts: list[Outcome]) -> Outcome:
+        """Several outcomes as one, in the order of their rows."""
+        row_R = np.concatenate([part.row_R for part in parts])
+        outputs = [part.output_RC for part in parts if part.output_RC is not None]
+        targets = [part.target_R for part in parts if part.target_R is not None]
+        whole = Outcome(
+            row_R,
+            np.concatenate([part.loss_R for part in parts]),
+            np.concatenate([part.weight_R for part in parts]),
+            np.concatenate(outputs) if outputs else None,
+            np.concatenate(targets) if targets else None,
+        )
+        return whole.take(np.argsort(row_R, kind="stable"))
+
+
+class Task(Component):
+    """The base of every task. A task's settings are its fields; what depends on the data, ``fit`` writes into them."""
+
+    head: ClassVar[Head]
+    objectives: ClassVar[tuple[str, ...]]  # kinds of objective that make sense for this task
+    roles: ClassVar[dict[str, bool]]  # role of a column: must it be there?
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity", "mae", "rmse", "brier"})
+
+    @property
+    @abstractmethod
+    def provides(self) -> Form:
+        """The form of this task's examples."""
+
+    @property
+    @abstractmethod
+    def headline(self) -> str:
+        """The metric that the verdict is about."""
+
+    @property
+    @abstractmethod
+    def measures(self) -> tuple[str, ...]:
+        """The names of all its metrics."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of a row head's outputs; none for token heads."""
+        return ()
+
+    @property
+    def hf_problem(self) -> str | None:
+        """Transformers' ``problem_type`` of a row head."""
+        return None
+
+    @classmethod
+    @abstractmethod
+    def recognise(cls, profile: Profile) -> Match | None:
+        """How well a table fits this task, or ``None`` where it does not."""
+
+    def fit(self, rows: list[Row]) -> Task:
+        """This task with the settings that depend on the data (labels, …) filled in."""
+        return self
+
+    @abstractmethod
+    def problem_of(self, row: Row) -> tuple[str, dict[str, Any]] | None:
+        """Why this row cannot be used, as a message code and its values, or ``None``."""
+
+    @abstractmethod
+    def from_text(self, text: str) -> dict[str, Any]:
+        """The values of a row, by role, that stand for one text typed by a person."""
+
+    @abstractmethod
+    def inputs(self, row: Row) -> str:
+        """The part of a row that is given, as one text: equal inputs never straddle a split."""
+
+    @abstractmethod
+    def answer(self, row: Row) -> str:
+        """The part of a row that is to be predicted, as one text: equal inputs with unlike answers conflict."""
+
+    @abstractmethod
+    def encode(self, row: Row, tokenizer: Any, max_length: int) -> Example:
+        """One row as tokens with what is to be predicted."""
+
+    @abstractmethod
+    def outcome(self, policy: Policy, batch: Batch) -> Outcome:
+        """What a model makes of a batch."""
+
+    @abstractmethod
+    def metrics(self, outcome: Outcome) -> dict[str, float]:
+        """Every metric of an outcome, by name."""
+
+
+class TokenTask(Task):
+    """The base of tasks in which tokens are predicted from those before them."""
+
+    head: ClassVar[Head] = Head.TOKENS
+    objectives: ClassVar[tuple[str, ...]] = ("sft",)
+
+    @property
+    def provides(self) -> Form:
+        return Form.TOKENS
+
+    @property
+    def headline(self) -> str:
+        return "loss"
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        return ("loss", "perplexity")
+
+    @abstractmethod
+    def prompt(self, row: Row, tokenizer: Any) -> list[int]:
+        """The tokens that an answer to this row is generated from."""
+
+    def outcome(self, policy: Policy, batch: Batch) -> Outcome:
+        logprob_M = policy.logprobs(batch)
+        weight_M = batch.weight_M.to(logprob_M.device)
+        segment_M = batch.segment_M.to(logprob_M.device)
+        rows = len(batch.row_R)
+        loss_R = logprob_M.new_zeros(rows, dtype=torch.float64).index_add_(0, segment_M, -(weight_M * logprob_M).double())
+        weight_R = logprob_M.new_zeros(rows, dtype=torch.float64).index_add_(0, segment_M, weight_M.double())
+        return Outcome(np.asarray(batch.row_R), loss_R.cpu().numpy(), weight_R.cpu().numpy())
+
+    def metrics(self, outcome: Outcome) -> dict[str, float]:
+        loss = float(outcome.loss_R.sum() / outcome.weight_R.sum())
+        return {"loss": loss, "perplexity": float(np.exp(min(loss, 700.0)))}

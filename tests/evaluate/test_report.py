@@ -1,0 +1,179 @@
+"""Reports and cards of every kind of task in both languages: whole, self-contained and safe."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from documents import HOSTILE, LABELS, chat, classification, everyone
+
+from onsa.evaluate.bootstrap import Interval
+from onsa.evaluate.card import model_card
+from onsa.evaluate.document import Document, compared, read_document, verdict, write_document
+from onsa.evaluate.report import render
+from onsa.evaluate.wording import decimals, duration, fixed, short, signed, storage
+from onsa.spec.messages import LANGUAGES
+
+VOID = {"meta", "line", "path", "circle", "rect", "br", "link", "img"}
+DOCUMENTS = everyone()
+CASES = [(name, lang) for name in DOCUMENTS for lang in LANGUAGES]
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and gathers what a page refers to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.drawings: list[dict[str, str | None]] = []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.ids += [values["id"] or ""] if "id" in values else []
+        self.links += [values[name] or "" for name in ("href", "src", "srcset", "xlink:href", "data") if name in values]
+        if tag == "svg":
+            self.drawings.append(values)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize(("name", "lang"), CASES)
+def test_a_page_is_well_formed_and_needs_nothing_else(name: str, lang: str) -> None:
+    text = render(DOCUMENTS[name], lang)
+    page = Page(text)
+    assert f'<html lang="{lang}">' in text
+    assert len(page.ids) == len(set(page.ids))
+    assert all(link.startswith("#") and link[1:] in page.ids for link in page.links)
+    assert not re.search(r"url\(|@import|https?://", text)
+    assert not {"script", "link", "iframe", "img"} & set(page.tags)
+    for drawing in page.drawings:
+        assert "aria-hidden" in drawing or drawing["role"] == "img"
+        assert all(part in page.ids for part in (drawing.get("aria-labelledby") or "").split())
+    assert not re.search(r'\s(?:x|y|cx|cy|d|x1|y1|width)="[^"]*\b(?:nan|inf)\b', text)
+
+
+@pytest.mark.parametrize(("name", "lang"), CASES)
+def test_texts_of_users_are_escaped(name: str, lang: str) -> None:
+    text = render(DOCUMENTS[name], lang)
+    assert HOSTILE not in text and "<script" not in text
+    if name != "classification" or any(one["text"] == HOSTILE for one in DOCUMENTS[name]["errors"]):
+        assert "&lt;script&gt;" in text
+
+
+def test_hostile_names_are_escaped_in_drawings() -> None:
+    text = render(classification([*LABELS, HOSTILE]), "en")
+    Page(text)
+    assert "<script" not in text and "<b>bold" not in text
+
+
+def test_sections_without_data_disappear() -> None:
+    found = Page(render(DOCUMENTS["chat"], "en")).ids
+    assert "answers" in found and not {"confusion", "roc", "errors", "regression"} & set(found)
+    assert {"confusion", "classes", "roc", "pr", "calibration"} <= set(Page(render(classification(), "en")).ids)
+    bare = chat()
+    bare["warnings"], bare["answers"] = [], []
+    bare["history"] = {"train": [], "evaluations": [], "best_step": None, "best_metric": None}
+    assert not {"warnings", "answers", "learning"} & set(Page(render(bare, "ja")).ids)
+
+
+@pytest.mark.parametrize("classes", [2, 9, 30, 40])
+def test_any_number_of_classes(classes: int) -> None:
+    made = classification([f"class {n}" for n in range(classes)], rows=classes * 6)
+    text = render(made, "en")
+    Page(text)
+    assert ("classes with most mistakes" in text) == (classes > 30)
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_without_a_baseline(lang: str) -> None:
+    made = classification()
+    made["baseline"] = None
+    made["comparisons"] = [compared("accuracy", Interval(0.92, 0.88, 0.95), False)]
+    figures = made["classification"]
+    for name in ("confusion", "per_class", "roc", "pr", "calibration"):
+        figures[name]["base"] = None  # type: ignore[literal-required]
+    Page(render(made, lang))
+    assert "0.92" in verdict(made, lang)
+    assert yaml.safe_load(model_card(made, lang).split("---")[1])
+
+
+def test_verdicts() -> None:
+    made = classification()
+    entry = made["comparisons"][0]
+    entry["base"] = {"value": 0.83, "low": 0.77, "high": 0.89}
+    entry["tuned"] = {"value": 0.92, "low": 0.88, "high": 0.96}
+    entry["difference"], entry["better"] = {"value": 0.09, "low": 0.03, "high": 0.15}, True
+    made["baseline"] = "X"
+    assert verdict(made, "en") == (
+        "Tuning paid: accuracy 0.92 against 0.83 for X, +0.09 (95 % interval +0.03 to +0.15, 150 held-out rows)."
+    )
+    assert verdict(made, "ja").startswith("チューニングの効果がありました: 正解率 0.92 (X は 0.83)")
+    entry["better"] = False
+    assert verdict(made, "en").startswith("Tuning did not pay")
+    entry["better"] = None
+    assert verdict(made, "en").startswith("No difference can be shown with 150 held-out rows")
+    made["comparisons"] = []
+    assert verdict(made, "en") == "Nothing was measured on held-out rows."
+    Page(render(made, "en"))
+
+
+def test_numbers_show_what_their_interval_supports() -> None:
+    assert decimals(0.03, 0.15) == 2 and decimals(-1.06, -0.81) == 2 and decimals(4.0, 9.0) == 1
+    assert decimals(0.0002, 0.15) == 4  # excludes zero, so must not be written as 0.00
+    assert signed(-0.1, 2) == "−0.10" and signed(0.0, 2) == "0.00" and signed(None, 2) == "–"
+    assert fixed(-0.001, 2) == "0.00" and fixed(1234.5, 1) == "1,234.5"
+    assert short(5e-5) == "5e−5" and short(0) == "0.000" and short(12.3456) == "12.35" and short(math.nan) == "–"
+    assert duration(7385, "en") == "2 h 3 min" and storage(612_345, "en") == "598 KiB"
+
+
+def test_the_document_survives_its_file(tmp_path: Path) -> None:
+    made = classification()
+    path = tmp_path / "metrics.json"
+    write_document(made, path)
+    assert read_document(path) == json.loads(json.dumps(made))
+    made["history"]["train"][0]["loss"] = math.inf
+    write_document(made, path)
+    assert read_document(path)["history"]["train"][0]["loss"] is None
+    Page(render(read_document(path), "en"))
+
+
+@pytest.mark.parametrize(("name", "lang"), CASES)
+def test_cards_have_front_matter_and_code_that_compiles(name: str, lang: str) -> None:
+    made: Document = DOCUMENTS[name]
+    for saved_as in ("peft", "transformers"):
+        made["model"]["saved_as"] = saved_as  # type: ignore[typeddict-item]
+        text = model_card(made, lang)
+        _, front, body = text.split("---\n", 2)
+        values = yaml.safe_load(front)
+        assert values["base_model"] == made["model"]["base"] and values["license"] == "apache-2.0"
+        assert values["library_name"] == saved_as
+        metrics = values["model-index"][0]["results"][0]["metrics"]
+        assert [one["type"] for one in metrics] == [entry["metric"] for entry in made["comparisons"]]
+        code = re.search(r"```python\n(.*?)```", body, re.S)
+        assert code is not None
+        compile(code[1], "card", "exec")
+
+
+def test_an_unknown_licence_is_named() -> None:
+    made = chat()
+    made["model"]["licence"] = "My Licence 2"
+    values = yaml.safe_load(model_card(made, "en").split("---\n")[1])
+    assert (values["license"], values["license_name"]) == ("other", "My Licence 2")
