@@ -9,6 +9,7 @@ from torch import nn
 
 from onsa.adaptations.base import Adaptation
 from onsa.models.heads import Head
+from onsa.models.load import quiet
 
 
 class Full(Adaptation):
@@ -22,7 +23,8 @@ class Full(Adaptation):
         return network.requires_grad_(True)
 
     def save(self, network: nn.Module, tokenizer: Any, folder: Path) -> None:
-        network.save_pretrained(folder)  # type: ignore[operator]  # a transformers model
+        with quiet():
+            network.save_pretrained(folder)  # type: ignore[operator]  # a transformers model
         tokenizer.save_pretrained(folder)
 
     def reload(self, network: nn.Module, folder: Path) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import nn
 
 from onsa.adaptations.base import Adaptation
 from onsa.models.heads import Head
+from onsa.models.load import quiet
 from onsa.spec.errors import RecipeError
 
 
@@ -50,17 +51,20 @@ class Lora(Adaptation):
             # PEFT trains and saves a new classification head by itself; what else is new is named to it.
             modules_to_save=sorted({name.rsplit(".", 1)[0] for name in new}) or None,
         )
-        adapted: nn.Module = get_peft_model(network, config)
+        with quiet():
+            adapted: nn.Module = get_peft_model(network, config)
         return adapted
 
     def save(self, network: nn.Module, tokenizer: Any, folder: Path) -> None:
-        network.save_pretrained(folder)  # type: ignore[operator]  # a PEFT model
+        with quiet():
+            network.save_pretrained(folder)  # type: ignore[operator]  # a PEFT model
         tokenizer.save_pretrained(folder)
 
     def reload(self, network: nn.Module, folder: Path) -> nn.Module:
         from peft import PeftModel
 
-        adapted: nn.Module = PeftModel.from_pretrained(network, folder, is_trainable=True)
+        with quiet():
+            adapted: nn.Module = PeftModel.from_pretrained(network, folder, is_trainable=True)
         return adapted
 
     def merge(self, network: nn.Module) -> nn.Module:

@@ -190,7 +190,7 @@ class Answer(TypedDict):
 
 
 class Figures(TypedDict):
-    """What the run cost. rows: by side of the split (train, validation, test)."""
+    """What the run cost. rows: by side of the split; adapter_bytes: the saved weights, an adapter or a model."""
 
     rows: dict[str, int]
     tokens: int
@@ -211,7 +211,7 @@ class DataRecord(TypedDict):
 
 
 class ModelRecord(TypedDict):
-    """saved_as: how the tuned weights lie on disk, which decides how they are loaded."""
+    """base: what ``from_pretrained`` loads; saved_as: how the tuned weights lie on disk, and so how they are loaded."""
 
     base: str
     sha256: str

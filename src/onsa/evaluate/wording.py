@@ -17,15 +17,11 @@ def metric_name(metric: str, lang: str | None = None) -> str:
     return found or metric.replace("_", " ")
 
 
-def words_of(code: str, lang: str | None = None) -> str:
-    """The words of a message code that needs no values; else the code itself."""
-    found = catalogue(lang or language()).get(code)
-    return code if found is None or "{" in found else found
-
-
 def reasons(removed: Mapping[str, int], lang: str | None = None) -> str:
     """Rows left out, by the message code of the reason, as one line; empty where none were."""
-    return "; ".join(f"{count(rows)} × {words_of(code, lang)}" for code, rows in removed.items() if rows)
+    words = catalogue(lang or language())
+    parts = [(words.get(f"report.removed.{code}", code), rows) for code, rows in removed.items()]
+    return "; ".join(f"{name} × {count(rows)}" for name, rows in parts if rows)
 
 
 def decimals(low: float | None, high: float | None) -> int:

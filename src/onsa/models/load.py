@@ -7,6 +7,7 @@ so that the optimizer can give it a rate of its own.
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class Loaded:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Transformers' own bars and notes about new heads, held back: Onsa says these things itself."""
+    """Transformers' own bars, notes about new heads and about its own coming changes, held back."""
     from transformers.utils import logging as hf_logging
 
     level = hf_logging.get_verbosity()
@@ -42,7 +43,9 @@ def quiet() -> Iterator[None]:
     hf_logging.set_verbosity(logging.CRITICAL)
     hf_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         hf_logging.set_verbosity(level)
         if bars:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -32,5 +33,5 @@ def home() -> Path:
         raise MachineError.of("home-unwritable", folder=str(folder), reason=error.strerror or str(error)) from None
     for place in (folder, *(folder / name for name in FOLDERS)):
         if not os.access(place, os.W_OK | os.X_OK):
-            raise MachineError.of("home-unwritable", folder=str(place), reason=os.strerror(13))
+            raise MachineError.of("home-unwritable", folder=str(place), reason=os.strerror(errno.EACCES))
     return folder

@@ -20,9 +20,12 @@ SMALL = Frame(width=344, height=190)
 def comparison(document: Document, lang: str) -> Section:
     """Every metric of base and tuned with intervals: those between 0 and 1 on one scale, each other on its own."""
     entries = [entry for entry in document["comparisons"] if entry["tuned"]["value"] is not None]
+    first = document["verdict"]["metric"]
+    entries.sort(key=lambda entry: entry["metric"] != first)
     shares = [entry for entry in entries if _is_share(entry)]
     groups = [shares] if shares else []
     groups += [[entry] for entry in entries if entry not in shares]
+    groups.sort(key=lambda group: group[0]["metric"] != first)
     words = (say("report.base", lang), say("report.tuned", lang), say("report.verdict.gain", lang))
     gutter = min(max((width_of(metric_name(one["metric"], lang), 13) for one in entries), default=0.0) + 24, 200)
     figures = []

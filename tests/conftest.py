@@ -1,0 +1,52 @@
+"""Shared fixtures: a home of its own for every test, tiny bases and tiny data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An ONSA_HOME that only this test sees, and English messages."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("ONSA_HOME", str(folder))
+    monkeypatch.setenv("ONSA_LANG", "en")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny BERT."""
+    import tiny
+
+    return tiny.make_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Llama that chats."""
+    import tiny
+
+    return tiny.make_llama(tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def topics_csv(tmp_path: Path) -> Path:
+    """108 short questions with one of three topics."""
+    import tiny
+
+    return tiny.write_csv(tmp_path / "topics.csv")
+
+
+@pytest.fixture
+def chat_jsonl(tmp_path: Path) -> Path:
+    """108 conversations of one question and one answer."""
+    import tiny
+
+    return tiny.write_chat(tmp_path / "chat.jsonl")
