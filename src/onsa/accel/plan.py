@@ -1,6 +1,6 @@
 """Plan: how a run's steps are computed, and which speed passes decided what.
 
-A pass is a file with a ``NAME`` and three functions: ``refuse(plan)``, the reason why it does not apply (or ``None``),
+A pass is a file with a ``NAME`` and three functions: ``refuse(plan)``, why it does not apply (or ``None``),
 ``rewrite(plan)``, the plan with the trick in it, and ``figures(plan)``, the numbers its message names. The plain plan is
 right and slow; every pass keeps its result, up to
 the order of floating-point sums, and a test holds it to that.
@@ -71,6 +71,7 @@ def decide(plan: Plan, accel: Accel, passes: Sequence[ModuleType]) -> Plan:
         raise RecipeError(problems)
     for speed_pass in passes:
         name = speed_pass.NAME
+        refusal: tuple[str, dict[str, Any]] | None
         if accel.mode == "off":
             refusal = ("pass-off", {})
         elif name in accel.skip:

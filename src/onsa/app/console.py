@@ -1,4 +1,7 @@
-"""What a person sees in the terminal: tables, progress, problems. Logs go to standard error, results to standard output."""
+"""What a person sees in the terminal: tables, progress, problems.
+
+Logs go to standard error, results to standard output.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Seque
 
 
 class Follower:
-    """Reads the events of a run and shows them: a bar with loss, tokens a second and what is left; evaluations as lines."""
+    """Shows the events of a run: a bar with loss, tokens a second and what is left; evaluations as lines."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

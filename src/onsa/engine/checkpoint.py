@@ -1,11 +1,11 @@
-"""Checkpoints: written beside, synced, renamed, each with a manifest of hashes; a broken one is noticed and passed over."""
+"""Checkpoints: written beside, synced, renamed, with a manifest of hashes; a broken one is noticed and passed over."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ PROGRESS = "progress.json"
 class Progress:
     """Where a run stands: its place in the source, and the best evaluation so far."""
 
-    cursor: Cursor = Cursor()
+    cursor: Cursor = field(default_factory=Cursor)
     best: float | None = None
     best_step: int | None = None
     stale: int = 0
@@ -45,7 +45,9 @@ def write(root: Path, progress: Progress, save: Callable[[Path], None]) -> Path:
     draft.mkdir(parents=True)
     save(draft)
     (draft / PROGRESS).write_text(json.dumps(asdict(progress)))
-    files = {path.relative_to(draft).as_posix(): sha256_file(path) for path in sorted(draft.rglob("*")) if path.is_file()}
+    files = {
+        path.relative_to(draft).as_posix(): sha256_file(path) for path in sorted(draft.rglob("*")) if path.is_file()
+    }
     (draft / MANIFEST).write_text(json.dumps(files, indent=1))
     publish(draft, final)
     return final
@@ -67,7 +69,7 @@ def folders(root: Path) -> list[Path]:
 
 def latest(root: Path) -> tuple[Path | None, list[Path]]:
     """The newest sound checkpoint, and the broken ones that were passed over."""
-    broken = []
+    broken: list[Path] = []
     for folder in reversed(folders(root)):
         if verified(folder):
             return folder, broken

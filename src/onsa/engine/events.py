@@ -1,4 +1,4 @@
-"""Events: what the loop tells its readers. Progress bars, logs and the store read these; none of them steers the loop."""
+"""Events: what the loop tells its readers. Progress bars, logs and the store read them; none steers the loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Begun:
-    """A run starts or goes on. ``step`` optimizer steps of ``total`` are done; ``broken`` are checkpoints passed over."""
+    """A run starts or goes on: ``step`` steps of ``total`` are done; ``broken`` are checkpoints passed over."""
 
     step: int
     total: int
@@ -17,7 +17,7 @@ class Begun:
 
 @dataclass(frozen=True)
 class Stepped:
-    """One optimizer step. ``loss`` is the mean over the step's weight; ``trained`` counts predictions, ``tokens`` all."""
+    """One optimizer step. ``loss`` is the mean over its weight; ``trained`` counts predictions, ``tokens`` all."""
 
     step: int
     total: int

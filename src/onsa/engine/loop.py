@@ -1,7 +1,7 @@
 """The loop: the only one in the project. Read it top to bottom.
 
-It is a generator of events. Early stopping, pruning and pausing are the caller's ``break``: closing the generator keeps
-the place in a checkpoint. What a step is, the source says; what is minimised, the objective; where it runs, the session.
+It is a generator of events. Early stopping, pruning and pausing are the caller's ``break``: closing the generator
+keeps the place in a checkpoint. What a step is, the source says; what is minimised, the objective; where it runs, the session.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Example and Batch: the one ragged layout in which every text model is fed.
 
-Shape legend: R rows of a batch, N tokens of all rows in one line, M predictions that are asked for, T tokens of one row.
+Shape legend: R rows of a batch, N tokens of all rows in one line, M predictions asked for, T tokens of one row.
 
 Where one row ends is data (``length_R``), not shape. Padding or packing is decided below the objectives, by the policy.
 For token tasks a prediction is a token: ``predict_M`` says at which of the N positions it is made. For row tasks there

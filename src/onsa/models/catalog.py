@@ -75,7 +75,7 @@ class DataEntry:
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """A packaged model. tasks: the kinds of task it can be tuned to; context: the longest input, in tokens."""
+    """A packaged model. tasks: kinds of task it can be tuned to; context: the longest input, in tokens; hub: its id."""
 
     name: str
     package: Package
@@ -86,6 +86,7 @@ class ModelEntry:
     disk_bytes: int
     parameters: int
     context: int
+    hub: str
     shape: Shape
 
     @property

@@ -6,6 +6,8 @@ so that the optimizer can give it a rate of its own.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -68,6 +70,13 @@ def load_tokenizer(folder: Path, model: Model) -> Any:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """One SHA-256 over what turns text into tokens: the vocabulary with its rules, and the chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(f"{rules}\0{tokenizer.chat_template}".encode()).hexdigest()
 
 
 def load(folder: Path, model: Model, head: Head, labels: tuple[str, ...], problem: str | None, seed: int) -> Loaded:

@@ -23,10 +23,11 @@ Logits = Literal["every-token", "supervised"]
 class Policy:
     """A network with its lowering decisions.
 
+    network: a transformers model, perhaps inside the wrapper of an adaptation.
     logits: compute the vocabulary's logits at every token, or only where a prediction is asked for.
     """
 
-    network: nn.Module
+    network: Any
     pad_id: int
     device: torch.device
     precision: str = "fp32"
@@ -51,7 +52,8 @@ class Policy:
         """The output of a row head, ``logit_RC``, fp32."""
         block = _padded(batch.to(self.device), self.pad_id)
         with self._autocast():
-            return self.network(**block.inputs).logits.float()
+            logit_RC: Tensor = self.network(**block.inputs).logits
+        return logit_RC.float()
 
     def embed(self, batch: Batch) -> Tensor:
         """The mean of each row's last hidden states, ``embedding_RD``, fp32: what a base knows without a head."""
@@ -64,7 +66,9 @@ class Policy:
         return embedding_RD
 
     @torch.inference_mode()
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Sequence[int]) -> list[list[int]]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Sequence[int]
+    ) -> list[list[int]]:
         """Greedy continuations of some prompts, each without its stop token. Rows are padded on the left."""
         longest = max(map(len, prompts))
         token_RT = torch.full((len(prompts), longest), self.pad_id)

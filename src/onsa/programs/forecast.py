@@ -121,9 +121,7 @@ def timed(prepared: Prepared, loaded: Loaded, network: nn.Module, seen: Forecast
     tokens = 0
     for examples, _ in islice(prepared.source.steps(prepared.feed, Cursor()), steps + 1):
         started = time.perf_counter()
-        session.forward_backward(
-            micro_batches(examples, prepared.plan, prepared.recipe.train.accumulate), objective
-        )
+        session.forward_backward(micro_batches(examples, prepared.plan, prepared.recipe.train.accumulate), objective)
         session.step()
         spent.append(time.perf_counter() - started)
         tokens += sum(len(example.token_T) for example in examples)

@@ -43,11 +43,11 @@ class Told:
     @property
     def seconds(self) -> float:
         """Time spent in steps, pauses left out."""
-        return sum(step["seconds"] for step in self.steps)
+        return float(sum(step["seconds"] for step in self.steps))
 
     @property
     def tokens(self) -> int:
-        return sum(step["tokens"] for step in self.steps)
+        return int(sum(step["tokens"] for step in self.steps))
 
     def history(self, metric: str) -> History:
         """The learning curves."""
@@ -63,7 +63,9 @@ class Told:
                 )
                 for step in self.steps
             ],
-            evaluations=[Evaluation(step=e["step"], epoch=e["epoch"] + 1, metrics=e["metrics"]) for e in self.evaluations],
+            evaluations=[
+                Evaluation(step=e["step"], epoch=e["epoch"] + 1, metrics=e["metrics"]) for e in self.evaluations
+            ],
             best_step=best[-1] if best else None,
             best_metric=metric,
         )

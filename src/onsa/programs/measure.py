@@ -21,6 +21,7 @@ from onsa.evaluate.document import (
     DataRecord,
     Document,
     Figures,
+    Mistake,
     ModelRecord,
     Verdict,
     Versions,
@@ -29,6 +30,7 @@ from onsa.evaluate.document import (
 from onsa.evaluate.document import Run as RunRecord
 from onsa.models.catalog import catalog
 from onsa.models.heads import Head
+from onsa.optim.optimizers.base import Optimizer
 from onsa.programs.history import Told
 from onsa.programs.prepare import Prepared
 from onsa.serve.predictor import MODEL, Predictor, load_run
@@ -91,6 +93,7 @@ def document(prepared: Prepared, run: Run, told: Told, found: Measured) -> Docum
         results = paired_all(task.metrics, found.base, found.tuned, resamples, recipe.seed, lower)
     entries = [compared(name, result, name in lower) for name, result in results.items()]
     headline = next(entry for entry in entries if entry["metric"] == task.headline)
+    packaged = catalog().get(recipe.model.name)
     written = Document(
         format=FORMAT,
         run=RunRecord(id=run.id, created=run.created.isoformat(), seconds=told.seconds, state="finished"),
@@ -108,9 +111,9 @@ def document(prepared: Prepared, run: Run, told: Told, found: Measured) -> Docum
             removed={reason: len(rows) for reason, rows in prepared.dataset.removed.items()},
         ),
         model=ModelRecord(
-            base=recipe.model.name,
+            base=packaged.hub if packaged else recipe.model.name,
             sha256=prepared.base.sha256,
-            licence=packaged.licence if (packaged := catalog().get(recipe.model.name)) else None,
+            licence=packaged.licence if packaged else None,
             saved_as="peft" if prepared.adaptation.adapter else "transformers",
         ),
         versions=versions(),
@@ -132,7 +135,7 @@ def _add_curves(written: Document, prepared: Prepared, found: Measured) -> None:
         written["regression"] = curves.regression(found.base, found.tuned)
 
 
-def _mistakes(prepared: Prepared, tuned: Outcome) -> list[mistakes.Mistake]:
+def _mistakes(prepared: Prepared, tuned: Outcome) -> list[Mistake]:
     task, rows = prepared.task, prepared.dataset.test
 
     def look(index: int) -> tuple[str, str]:
@@ -142,7 +145,7 @@ def _mistakes(prepared: Prepared, tuned: Outcome) -> list[mistakes.Mistake]:
     if task.provides is Form.LABELLED:
         return mistakes.labelled(tuned, task.outputs, look)
     if task.provides is Form.MULTILABELLED:
-        return mistakes.multilabelled(tuned, task.outputs, look)
+        return mistakes.multilabelled(tuned, task.outputs, look, threshold=cast(Any, task).threshold)
     if task.provides is Form.SCORED:
         return mistakes.scored(tuned, look)
     return []
@@ -150,14 +153,18 @@ def _mistakes(prepared: Prepared, tuned: Outcome) -> list[mistakes.Mistake]:
 
 def _asked(prepared: Prepared) -> Asked:
     recipe = prepared.recipe
-    named: dict[str, Any] = {axis: getattr(recipe, axis) for axis in ("adaptation", "objective", "optimizer", "schedule")}
+    objective, optimizer, schedule = recipe.objective, cast(Optimizer, recipe.optimizer), recipe.schedule
+    assert objective is not None and schedule is not None, "a resolved recipe has every axis"
     return Asked(
         task=prepared.task.kind,
         model=recipe.model.name,
         data=Path(recipe.data.path).name,
         language=recipe.data.language,
-        **{axis: component.kind for axis, component in named.items()},
-        learning_rate=named["optimizer"].lr,
+        adaptation=prepared.adaptation.kind,
+        objective=objective.kind,
+        optimizer=optimizer.kind,
+        schedule=schedule.kind,
+        learning_rate=optimizer.lr,
         epochs=recipe.train.epochs,
         max_length=recipe.train.max_length,
         precision=recipe.train.precision,
@@ -199,5 +206,3 @@ def versions() -> Versions:
         onsa=version("onsa"),
         platform=f"{platform.system()} {platform.machine()}",
     )
-
-

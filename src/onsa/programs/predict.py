@@ -67,11 +67,11 @@ def _rows(source: Path, recipe: Recipe) -> list[str | dict[str, Any]]:
     """The rows of a file by role; the column that holds the answers may be missing."""
     table = read_file(source, Data(path=str(source)))
     answers = {"label", "completion"}
-    columns = {role: name for role, name in (recipe.data.columns or {}).items()}
+    columns = recipe.data.columns or {}
     missing = [name for role, name in columns.items() if name not in table.columns and role not in answers]
     if missing:
-        values = {"column": missing[0], "columns": ", ".join(table.columns)}
-        raise DataError.of("predict-column-missing", file=str(source), **values)
+        names = ", ".join(table.columns)
+        raise DataError.of("predict-column-missing", file=str(source), column=missing[0], columns=names)
     return [
         {role: row.values[name] for role, name in columns.items() if name in table.columns and role != "label"}
         for row in table.rows

@@ -37,9 +37,8 @@ def template(task: Task, dataset: Dataset, tokenizer: Any) -> list[Problem]:
     lost = [m for m in task.messages(row) if str(m.get("content") or "").strip() not in text]
     if lost:
         found.append(Problem("template-loses", {"role": lost[0]["role"]}, row.file, row.line, level=Level.WARNING))
-    trained = example.token_T[example.weight_T > 0] if example.weight_T is not None else []
-    special = set(tokenizer.all_special_ids)
-    if len(trained) and int(trained[-1]) not in special:
+    ends = [] if example.weight_T is None else example.token_T[example.weight_T > 0].tolist()[-1:]
+    if ends and ends[0] not in tokenizer.all_special_ids:
         found.append(Problem("turn-end-missing", {}, row.file, row.line, level=Level.WARNING))
     return found
 
@@ -50,6 +49,7 @@ def tokens(
     """Rows that were cut, rows of which nothing trains, and how much of the text trains."""
     found: list[Problem] = []
     limit = recipe.train.max_length or context
+    values: dict[str, Any]
     if limit > context:
         values = {"value": limit, "context": context}
         found.append(Problem("length-over-context", values, key="train.max_length"))

@@ -20,7 +20,7 @@ from onsa.engine.batches import encode
 from onsa.engine.sessions.base import Engine
 from onsa.models.batch import Example
 from onsa.models.fetch import Located, locate
-from onsa.models.load import load_tokenizer
+from onsa.models.load import load_tokenizer, tokenizer_hash
 from onsa.programs import preflight
 from onsa.programs.resolve import Choice, checked, steps_an_epoch, with_axes, with_rhythm, with_task, with_training
 from onsa.sources.base import Feed, Source
@@ -73,7 +73,7 @@ class Prepared:
 
     @property
     def identity(self) -> str:
-        return self.recipe.identity(self.dataset.sha256, self.base.sha256)
+        return self.recipe.identity(self.dataset.sha256, f"{self.base.sha256} {tokenizer_hash(self.tokenizer)}")
 
 
 def prepare(recipe: Recipe) -> Prepared:

@@ -112,14 +112,9 @@ def with_axes(recipe: Recipe, base: Located, head: Head) -> tuple[Recipe, list[C
         rate_new = max(1e-3, optimizer.lr or 0.0) if head is Head.ROWS else optimizer.lr
         optimizer = optimizer.model_copy(update={"lr_new": rate_new})
     chosen["optimizer"] = optimizer
-    defaults = (
-        ("source", "dataset", {}),
-        ("schedule", "linear", {"warmup": 0.1}),
-        ("engine", "local", {}),
-    )
-    for axis, kind, settings in defaults:
-        if getattr(recipe, axis) is None:
-            chosen[axis] = registry.load(axis, kind)(**settings)
+    chosen["source"] = recipe.source or registry.load("source", "dataset")()
+    chosen["schedule"] = recipe.schedule or registry.load("schedule", "linear").model_validate({"warmup": 0.1})
+    chosen["engine"] = recipe.engine or registry.load("engine", "local")()
     return recipe.model_copy(update=chosen), choices
 
 

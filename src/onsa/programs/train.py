@@ -1,4 +1,4 @@
-"""Train: a recipe becomes a run, from preflight to report. ``onsa train``, the Python API and the demo all call this."""
+"""Train: a recipe becomes a run, from preflight to report. ``onsa train``, the Python API and the demo call this."""
 
 from __future__ import annotations
 
@@ -92,9 +92,7 @@ def train(recipe: Recipe, fresh: bool = False) -> Iterator[Told]:
 
 def finish(recipe: Recipe, fresh: bool = False) -> Run:
     """Train to the end and return the finished run (``onsa.run``)."""
-    last: Told | None = None
-    for last in train(recipe, fresh):
-        pass
+    *_, last = train(recipe, fresh)
     assert isinstance(last, Finished)
     return last.run
 
@@ -185,5 +183,3 @@ def _publish(store: Store, run: Run, found: Document) -> Run:
 
 def _reason(error: BaseException) -> str:
     return str(error) if isinstance(error, OnsaError) else f"{type(error).__name__}: {error}"
-
-

@@ -54,7 +54,7 @@ class Predictor:
         """Greedy answers of a language task to some rows."""
         task = cast(TokenTask, self.task)
         prompts = [task.prompt(row, self.tokenizer)[-self.max_length :] for row in rows]
-        stops = {self.tokenizer.eos_token_id, getattr(self.policy.network, "generation_config").eos_token_id}
+        stops = {self.tokenizer.eos_token_id, self.policy.network.generation_config.eos_token_id}
         found = self.policy.generate(prompts, self.max_new_tokens, [s for s in stops if isinstance(s, int)])
         return [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in found]
 

@@ -33,7 +33,7 @@ class Section(BaseModel):
 
 
 class Component(Section):
-    """One kind on an axis. Its file's name (hyphens for underscores) is ``kind``; what it declares, ``check`` compares."""
+    """One kind on an axis; its file's name (hyphens for underscores) is ``kind``."""
 
     kind: ClassVar[str]
 

@@ -1,4 +1,4 @@
-"""Recipe: one run as a point in the space of independent choices, with its reading, overriding, dumping and identity."""
+"""Recipe: one run as a point in the space of independent choices; its reading, overriding, dumping and identity."""
 
 from __future__ import annotations
 

@@ -166,7 +166,9 @@ class TokenTask(Task):
         weight_M = batch.weight_M.to(logprob_M.device)
         segment_M = batch.segment_M.to(logprob_M.device)
         rows = len(batch.row_R)
-        loss_R = logprob_M.new_zeros(rows, dtype=torch.float64).index_add_(0, segment_M, -(weight_M * logprob_M).double())
+        loss_R = logprob_M.new_zeros(rows, dtype=torch.float64).index_add_(
+            0, segment_M, -(weight_M * logprob_M).double()
+        )
         weight_R = logprob_M.new_zeros(rows, dtype=torch.float64).index_add_(0, segment_M, weight_M.double())
         return Outcome(np.asarray(batch.row_R), loss_R.cpu().numpy(), weight_R.cpu().numpy())
 

@@ -25,8 +25,9 @@ from onsa.tasks.base import Match, Outcome, Task
 if TYPE_CHECKING:
     from onsa.models.policy import Policy
 
-TEXT_NAMES = ("text", "review", "sentence", "question", "content", "body", "title", "comment", "テキスト", "本文", "文", "質問")
-LABEL_NAMES = ("label", "labels", "category", "class", "topic", "target", "sentiment", "intent", "stars", "rating", "score")
+TEXT_NAMES = ("text", "review", "sentence", "question", "content", "body", "title", "comment")
+TEXT_NAMES_JA = ("テキスト", "本文", "文", "質問", "レビュー", "内容")
+LABEL_NAMES = ("label", "labels", "category", "class", "topic", "target", "sentiment", "intent", "stars", "rating")
 LABEL_NAMES_JA = ("ラベル", "分類", "カテゴリ", "カテゴリー", "感情", "評価", "種類")
 SEPARATORS = re.compile(r"\s*[;|]\s*")
 Problem = Literal["single-label", "multi-label", "regression"]
@@ -85,7 +86,7 @@ class TextClassification(Task):
         named = label is not None
         label = label or next((c for c in labels if c.look is not Look.NUMBER), None)
         texts = [c for c in profile.columns if c.look in (Look.TEXT, Look.CATEGORY) and c is not label]
-        text = profile.named(*TEXT_NAMES)
+        text = profile.named(*TEXT_NAMES, *TEXT_NAMES_JA)
         if text is None or text not in texts:
             text = max(texts, key=lambda c: c.mean_length, default=None)
         if text is None or label is None:
@@ -127,11 +128,12 @@ class TextClassification(Task):
         return "; ".join(_names(row.values["label"], self.problem))
 
     def encode(self, row: Row, tokenizer: Any, max_length: int) -> Example:
-        text, pair = str(row.values["text"]), row.values.get("text_pair")
-        encoded = tokenizer(text, None if pair is None else str(pair), truncation=False, verbose=False)["input_ids"]
+        pair = row.values.get("text_pair")
+        texts = (str(row.values["text"]), None if pair is None else str(pair))
+        encoded = tokenizer(*texts, truncation=False, verbose=False)["input_ids"]
         cut = max(0, len(encoded) - max_length)
         if cut:
-            encoded = tokenizer(text, None if pair is None else str(pair), truncation=True, max_length=max_length)["input_ids"]
+            encoded = tokenizer(*texts, truncation=True, max_length=max_length)["input_ids"]
         target = self._target(row.values["label"]) if "label" in row.values else 0
         return Example(np.asarray(encoded, np.int32), target=target, cut=cut)
 
@@ -210,9 +212,9 @@ def _number(value: Any) -> float | None:
 
 
 def _guess_problem(values: list[Any]) -> Problem:
-    if any(isinstance(value, list | tuple) or (isinstance(value, str) and value.lstrip().startswith("[")) for value in values):
-        return "multi-label"
     texts = [value for value in values if isinstance(value, str)]
+    if any(isinstance(value, list | tuple) for value in values) or any(text.lstrip().startswith("[") for text in texts):
+        return "multi-label"
     if sum(bool(SEPARATORS.search(text)) for text in texts) > 0.2 * len(values) > 0:
         return "multi-label"
     numbers = [_number(value) for value in values]
@@ -262,5 +264,3 @@ def _prf(hit_C: Any, given_C: Any, true_C: Any) -> tuple[Any, Any, Any]:
     precision = hit_C / np.maximum(given_C, 1)
     recall = hit_C / np.maximum(true_C, 1)
     return precision, recall, 2 * hit_C / np.maximum(given_C + true_C, 1)
-
-

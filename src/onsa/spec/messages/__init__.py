@@ -1,7 +1,8 @@
 """The one catalogue of messages: everything a user reads, in English and Japanese.
 
-``en/`` and ``ja/`` hold the same files with the same codes and the same ``{placeholders}``, a file an area. A problem is a
-table with a ``what`` and a ``fix``; any other message is a string. The language is ``ONSA_LANG`` (``en`` or ``ja``), else that of the locale, else English.
+``en/`` and ``ja/`` hold the same files with the same codes and the same ``{placeholders}``, a file an area. A problem
+is a table with a ``what`` and a ``fix``; any other message is a string. The language is ``ONSA_LANG`` (``en`` or
+``ja``), else that of the locale, else English.
 """
 
 from __future__ import annotations
