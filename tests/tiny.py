@@ -15,7 +15,14 @@ TOPICS = {
     "food": ["bread", "soup", "rice", "apple", "cheese", "salt"],
     "music": ["piano", "song", "drum", "violin", "chord", "choir"],
 }
-FRAMES = ["tell me about the {}", "what is {} like", "i like {} today", "do you know any {}", "is there {} here", "{} please"]
+FRAMES = [
+    "tell me about the {}",
+    "what is {} like",
+    "i like {} today",
+    "do you know any {}",
+    "is there {} here",
+    "{} please",
+]
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -50,7 +57,9 @@ def make_bert(folder: Path) -> Path:
     words.normalizer = normalizers.BertNormalizer()
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    words.train_from_iterator([text for text, _ in questions()], trainers.WordPieceTrainer(vocab_size=300, special_tokens=special))
+    words.train_from_iterator(
+        [text for text, _ in questions()], trainers.WordPieceTrainer(vocab_size=300, special_tokens=special)
+    )
     words.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -79,7 +88,9 @@ def make_llama(folder: Path) -> Path:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     texts = [text for text, _ in questions()] + ["user assistant system that is about"]
-    bytes_.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet))
+    bytes_.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.chat_template = TEMPLATE
     torch.manual_seed(0)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -316,10 +317,24 @@ def test_a_hub_that_does_not_answer_is_said_fast(hub_cache: Path, onsa_home: Pat
     assert time.monotonic() - started < 5
 
 
-def test_an_address_that_swallows_everything_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("socket.create_connection", lambda *_: time.sleep(20))
+def test_a_hub_that_answers_may_be_asked_unless_offline(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert hub.reachable()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert not hub.reachable()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert not hub.reachable()
+
+
+def test_an_address_that_swallows_everything_is_given_up(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def swallow(*_: object) -> None:
+        time.sleep(3)
+        raise OSError
+
+    monkeypatch.setattr("socket.create_connection", swallow)
     started = time.monotonic()
-    assert not hub.reachable("https://host", timeout_s=0.1)
+    assert not hub.reachable(timeout_s=0.1)
     assert time.monotonic() - started < 2
 
 

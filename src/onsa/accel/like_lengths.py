@@ -6,6 +6,7 @@ CPU small blocks also stay in the cache; on a GPU the blocks are larger, since t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 from onsa.accel.plan import Plan
 
 NAME = "like-lengths"
-BLOCK_TOKENS = {"cpu": 1024, "cuda": 16384}
+BLOCK_TOKENS = {"cpu": 1024, "cuda": 16384}  # padded tokens that go through at once
+BLOCK_COST = {"cpu": 48, "cuda": 2048}  # what one more block costs, in tokens
 
 
 def refuse(plan: Plan) -> tuple[str, dict[str, Any]] | None:
@@ -33,17 +35,26 @@ def figures(plan: Plan) -> dict[str, Any]:
 def blocks(lengths: Sequence[int], device: str, at_least: int) -> list[list[int]]:
     """Indices of rows in blocks of like length, each of at most ``BLOCK_TOKENS`` padded tokens (or one row).
 
+    Of all ways to cut the rows, sorted by length, the one that computes the fewest padded tokens is taken, where each
+    block costs ``BLOCK_COST`` tokens on top (dynamic programming over the place of the last cut).
+
     Args:
         at_least: the number of blocks that the recipe asked for (its ``accumulate``), as a limit to a block's rows.
     """
-    limit = BLOCK_TOKENS[device]
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     most_rows = -(-len(lengths) // at_least)
-    found: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        block = found[-1] if found else None
-        # Rows come longest first, so a block is as wide as its first row.
-        if block is None or len(block) == most_rows or (len(block) + 1) * lengths[block[0]] > limit:
-            found.append([index])
-        else:
-            block.append(index)
-    return found
+    cost = [0.0] + [math.inf] * len(order)  # cost[n]: of the first n rows, cut in the best way
+    cut = [0] * (len(order) + 1)  # cut[n]: where the last block of that way begins
+    for start, index in enumerate(order):
+        width = lengths[index]  # rows come longest first, so a block is as wide as its first row
+        rows = min(most_rows, max(1, BLOCK_TOKENS[device] // max(1, width)), len(order) - start)
+        for end in range(start + 1, start + rows + 1):
+            found = cost[start] + (end - start) * width + BLOCK_COST[device]
+            if found < cost[end]:
+                cost[end], cut[end] = found, start
+    parts: list[list[int]] = []
+    end = len(order)
+    while end:
+        parts.append(order[cut[end] : end])
+        end = cut[end]
+    return parts[::-1]

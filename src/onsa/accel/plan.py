@@ -1,9 +1,8 @@
 """Plan: how a run's steps are computed, and which speed passes decided what.
 
-A pass is a file with a ``NAME`` and three functions: ``refuse(plan)``, why it does not apply (or ``None``),
-``rewrite(plan)``, the plan with the trick in it, and ``figures(plan)``, the numbers its message names. The plain plan is
-right and slow; every pass keeps its result, up to
-the order of floating-point sums, and a test holds it to that.
+A pass is a file with a ``NAME`` and three functions: ``refuse(plan)``, why it does not apply (or ``None``);
+``rewrite(plan)``, the plan with the trick in it; and ``figures(plan)``, the numbers its message names. The plain plan
+is right and slow; every pass keeps its result, up to the order of floating-point sums, and a test holds it to that.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,7 +76,8 @@ def check(
     from onsa.app.show import preflight
     from onsa.programs.check import check as run_check
 
-    checked = run_check(_recipe(recipe, overrides), timing, rows)
+    with _recipe(recipe, overrides) as read:
+        checked = run_check(read, timing, rows)
     if json:
         emit(checked.document())
     else:
@@ -89,7 +92,8 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) ->
     from onsa.app.show import plan as show_plan
     from onsa.programs.check import check as run_check
 
-    checked = run_check(_recipe(recipe, overrides), timing=True, rows=0)
+    with _recipe(recipe, overrides) as read:
+        checked = run_check(read, timing=True, rows=0)
     if json:
         emit(checked.document())
     else:
@@ -109,7 +113,8 @@ def train(
     from onsa.app.show import finished
     from onsa.programs.train import train as begin
 
-    ended = follow(begin(_recipe(recipe, overrides), fresh), err())
+    with _recipe(recipe, overrides) as read:
+        ended = follow(begin(read, fresh), err())
     if ended is None:
         if json:
             emit({"state": "paused"})
@@ -240,7 +245,11 @@ def demo(json: Json = False) -> None:
         emit(results)
 
 
-def _recipe(path: Path, overrides: list[str] | None) -> Recipe:
-    from onsa.spec.recipe import read_recipe
+@contextmanager
+def _recipe(path: Path, overrides: list[str] | None) -> Iterator[Recipe]:
+    """The recipe of a file; what turns out to be wrong with it names the file and the line."""
+    from onsa.spec.recipe import placed, read_recipe
 
-    return read_recipe(path, overrides or ())
+    read = read_recipe(path, overrides or ())
+    with placed(path, overrides or ()):
+        yield read

@@ -35,8 +35,21 @@ class _Item:
         return place(self.row)
 
 
-def load_dataset(data: Data, task: Rules) -> Dataset:
-    """The data set of a recipe.
+Tables = Mapping[str, Table]
+
+
+def read_tables(data: Data) -> dict[str, Table]:
+    """The tables that a recipe gives, by side; ``train`` always, and first."""
+    tables = read_hub(data) if is_hub(data) else {"train": read(data)}
+    beside = data if data.format != "hub" else data.model_copy(update={"format": None})
+    for side, path in (("validation", data.validation), ("test", data.test)):
+        if path is not None:
+            tables[side] = read_file(path, beside)
+    return {side: tables[side] for side in SIDES if side in tables}
+
+
+def load_dataset(data: Data, task: Rules, tables: Tables | None = None) -> Dataset:
+    """The data set of a recipe; ``tables`` are those of :func:`read_tables`, where they have been read.
 
     Sides that files, a column or a hub data set give are taken as they are; the others are dealt from the training rows
     by ``data.split``. Rows that the task cannot use are left out, and so are rows whose inputs stand in the test rows
@@ -45,7 +58,7 @@ def load_dataset(data: Data, task: Rules) -> Dataset:
     Raises:
         DataError: a file or its rows; a column that is missing; no rows left to train on or to validate with.
     """
-    tables = _tables(data)
+    tables = tables or read_tables(data)
     sides = _by_side({side: _items(table, data, task) for side, table in tables.items()})
     removed: dict[str, list[str]] = {}
     for side, items in sides.items():
@@ -61,7 +74,7 @@ def load_dataset(data: Data, task: Rules) -> Dataset:
     return Dataset(rows["train"], rows["validation"], rows["test"], fingerprint(rows), language, removed)
 
 
-def load_rows(data: Data, task: Rules) -> dict[str, list[Row]]:
+def load_rows(data: Data, task: Rules, tables: Tables | None = None) -> dict[str, list[Row]]:
     """All rows by role and by the side that is given for them (all others: ``train``), with nothing left out.
 
     This is what :func:`onsa.data.quality.examine` looks at.
@@ -69,7 +82,7 @@ def load_rows(data: Data, task: Rules) -> dict[str, list[Row]]:
     Raises:
         DataError: as :func:`load_dataset`, but for sides that are empty.
     """
-    sides = _by_side({side: _items(table, data, task) for side, table in _tables(data).items()})
+    sides = _by_side({side: _items(table, data, task) for side, table in (tables or read_tables(data)).items()})
     return {side: [item.row for item in items] for side, items in sides.items()}
 
 
@@ -86,16 +99,6 @@ def fingerprint(sides: Mapping[str, Iterable[Row]]) -> str:
         for row in rows:
             digest.update(canonical(row.values) + b"\n")
     return digest.hexdigest()
-
-
-def _tables(data: Data) -> dict[str, Table]:
-    """The tables that the recipe gives, by side; ``train`` always, and first."""
-    tables = read_hub(data) if is_hub(data) else {"train": read(data)}
-    beside = data if data.format != "hub" else data.model_copy(update={"format": None})
-    for side, path in (("validation", data.validation), ("test", data.test)):
-        if path is not None:
-            tables[side] = read_file(path, beside)
-    return {side: tables[side] for side in SIDES if side in tables}
 
 
 def _items(table: Table, data: Data, task: Rules) -> list[_Item]:

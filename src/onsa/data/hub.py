@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import socket
-import threading
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from onsa.data.fingerprint import canonical
 from onsa.data.table import Row, Table
+from onsa.models.hub import KNOCK_TIMEOUT_S, reachable
 from onsa.spec.errors import DataError, OnsaError
 from onsa.spec.sections import Data
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 SIDES = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "val": "validation"}
 SIDES["test"] = "test"
-ANSWER_TIMEOUT_S = 2.0
 
 
 def is_hub_id(name: str) -> bool:
@@ -38,8 +33,8 @@ def read_hub(data: Data) -> dict[str, Table]:
     """
     splits = _cached(data)
     if splits is None:
-        if not reachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co")):
-            raise DataError.of("hub-unreachable", file=data.path, seconds=ANSWER_TIMEOUT_S)
+        if not reachable():
+            raise DataError.of("hub-unreachable", file=data.path, seconds=KNOCK_TIMEOUT_S)
         splits = _fetched(data)
     sides = {SIDES[name]: rows for name, rows in splits.items() if name in SIDES}
     if "train" not in sides and len(splits) == 1:
@@ -47,31 +42,6 @@ def read_hub(data: Data) -> dict[str, Table]:
     if "train" not in sides:
         raise DataError.of("hub-no-train", file=data.path, names=", ".join(splits))
     return {side: _table(rows, f"{data.path}/{side}") for side, rows in sides.items()}
-
-
-def reachable(url: str, timeout_s: float = ANSWER_TIMEOUT_S) -> bool:
-    """Whether a host (or the proxy on the way to it) takes connections.
-
-    In a thread of its own, for looking up a name has no time-out and can hang for half a minute without a network.
-    """
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
-        return False
-    proxy = getproxies().get(urlsplit(url).scheme)
-    place = urlsplit(proxy or url)
-    port = place.port or {"http": 80}.get(place.scheme, 443)
-    answered = threading.Event()
-
-    def connect() -> None:
-        try:
-            socket.create_connection((place.hostname, port), timeout_s).close()
-        except OSError:
-            return
-        answered.set()
-
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    return answered.is_set()
 
 
 def _cached(data: Data) -> dict[str, Any] | None:
@@ -101,7 +71,7 @@ def _fetched(data: Data) -> dict[str, Any]:
     except DatasetNotFoundError:
         raise DataError.of("hub-missing", file=data.path) from None
     except (ConnectionError, TimeoutError):
-        raise DataError.of("hub-unreachable", file=data.path, seconds=ANSWER_TIMEOUT_S) from None
+        raise DataError.of("hub-unreachable", file=data.path, seconds=KNOCK_TIMEOUT_S) from None
     except Exception as error:  # each hub data set fails in a way of its own
         raise _fault(error, data) from None
 

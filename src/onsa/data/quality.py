@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from onsa.data.dataset import place
 from onsa.data.rules import Rules
@@ -45,15 +46,16 @@ def examine(sides: Mapping[str, Sequence[Row]], task: Rules) -> list[Problem]:
 
 def unusable(rows: Sequence[Row], task: Rules) -> list[Problem]:
     """Rows that the task cannot use, by reason; an error where no other rows are left."""
-    found: dict[str, tuple[str, list[Row]]] = {}
+    found: dict[str, tuple[dict[str, Any], list[Row]]] = {}
     for row in rows:
         problem = task.problem_of(row)
         if problem is not None:
             code, values = problem
-            found.setdefault(code, (say(code, **values), []))[1].append(row)
+            words = {"reason": say(code, **values), "remedy": say(f"{code}.fix", **values)}
+            found.setdefault(code, (words, []))[1].append(row)
     none_left = sum(len(bad) for _, bad in found.values()) == len(rows)
     level = Level.ERROR if none_left else Level.WARNING
-    return [_problem("rows-unusable", level, bad, total=len(rows), reason=reason) for reason, bad in found.values()]
+    return [_problem("rows-unusable", level, bad, total=len(rows), **words) for words, bad in found.values()]
 
 
 def near_empty(rows: Iterable[Row], inputs: Read) -> list[Problem]:

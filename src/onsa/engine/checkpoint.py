@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from onsa.engine.events import Evaluated, Stepped
 from onsa.sources.base import Cursor
 from onsa.store.atomic import publish, sha256_file
 
@@ -18,12 +19,19 @@ PROGRESS = "progress.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: its place in the source, and the best evaluation so far."""
+    """Where a run stands: its place in the source, the best evaluation so far, and what the last step had to tell."""
 
     cursor: Cursor = field(default_factory=Cursor)
     best: float | None = None
     best_step: int | None = None
     stale: int = 0
+    stepped: Stepped | None = None
+    evaluated: Evaluated | None = None
+
+    @property
+    def told(self) -> tuple[Stepped | Evaluated, ...]:
+        """The last step's events: told again by who goes on from here, since a reader may have died before it heard."""
+        return tuple(event for event in (self.stepped, self.evaluated) if event is not None)
 
     def seen(self, value: float, lower: bool, min_delta: float) -> Progress:
         """The progress after one more evaluation at the cursor's step."""
@@ -80,7 +88,9 @@ def latest(root: Path) -> tuple[Path | None, list[Path]]:
 def progress_of(folder: Path) -> Progress:
     """The progress that a checkpoint holds."""
     values: dict[str, Any] = json.loads((folder / PROGRESS).read_text())
-    return Progress(**{**values, "cursor": Cursor(**values["cursor"])})
+    kinds = {"cursor": Cursor, "stepped": Stepped, "evaluated": Evaluated}
+    nested = {name: kind(**values[name]) for name, kind in kinds.items() if values[name] is not None}
+    return Progress(**{**values, **nested})
 
 
 def prune(root: Path, keep: int, best_step: int | None) -> None:

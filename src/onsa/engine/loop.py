@@ -1,7 +1,8 @@
 """The loop: the only one in the project. Read it top to bottom.
 
 It is a generator of events. Early stopping, pruning and pausing are the caller's ``break``: closing the generator
-keeps the place in a checkpoint. What a step is, the source says; what is minimised, the objective; where it runs, the session.
+keeps the place in a checkpoint. What a step is, the source says; what is minimised, the objective; where it runs, the
+session.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def run(job: Job) -> Iterator[Event]:
         session.restore(found)
     total = job.source.total(job.feed)
     yield Begun(progress.cursor.step, total, tuple(folder.name for folder in broken))
+    yield from progress.told
     saved = progress.cursor.step
     try:
         for examples, after in job.source.steps(job.feed, progress.cursor):
@@ -68,12 +70,11 @@ def run(job: Job) -> Iterator[Event]:
                 seconds=time.perf_counter() - started,
                 metrics=metrics,
             )
-            progress, last = replace(progress, cursor=after), after.step == total
-            events: list[Event] = [stepped]
+            progress, last = replace(progress, cursor=after, stepped=stepped, evaluated=None), after.step == total
             if job.validation and (last or _due(after.step, train.eval_steps)):
                 measured = job.task.metrics(session.evaluate(job.validation, job.task))
-                progress = _judged(progress, measured, job)
-                events.append(Evaluated(after.step, stepped.epoch, measured, progress.stale == 0, progress.stale))
+                progress = _judged(progress, stepped, measured, job)
+            events: list[Event] = [*progress.told]
             if last or progress.best_step == after.step or _due(after.step, train.save_steps):
                 events.append(Saved(after.step, checkpoint.write(job.checkpoints, progress, session.save)))
                 checkpoint.prune(job.checkpoints, train.keep, progress.best_step)
@@ -90,8 +91,10 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _judged(progress: Progress, measured: dict[str, float], job: Job) -> Progress:
+def _judged(progress: Progress, stepped: Stepped, measured: dict[str, float], job: Job) -> Progress:
     metric = job.feed.train.best
     stop = job.feed.train.early_stop
     lower = metric in job.task.lower_is_better
-    return progress.seen(measured[metric], lower, stop.min_delta if stop else 0.0)
+    progress = progress.seen(measured[metric], lower, stop.min_delta if stop else 0.0)
+    evaluated = Evaluated(stepped.step, stepped.epoch, measured, progress.stale == 0, progress.stale)
+    return replace(progress, evaluated=evaluated)

@@ -15,6 +15,7 @@ from typing import Any, Generic, Literal, NotRequired, TypedDict, TypeVar, cast
 from onsa.evaluate.bootstrap import Comparison, Interval
 from onsa.evaluate.wording import decimals, fixed, metric_name, signed
 from onsa.spec.messages import say
+from onsa.store.atomic import write_text
 
 FORMAT = 1  # rises when a reader of the old structure would misread the new one
 T = TypeVar("T")
@@ -275,7 +276,7 @@ def compared(metric: str, found: Comparison | Interval, lower_is_better: bool) -
 def write_document(document: Document, path: Path) -> None:
     """Write ``metrics.json``; numbers that are not finite, which JSON cannot hold, become null."""
     text = json.dumps(_plain(document), ensure_ascii=False, indent=1, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def read_document(path: Path) -> Document:

@@ -48,7 +48,7 @@ def snapshot(name: str, revision: str | None, with_code: bool) -> Path:
         pass
     except errors.HFValidationError as error:
         raise ModelError.of("hub-model-name", key="model.name", value=name, reason=_first_line(error)) from None
-    if constants.is_offline_mode() or not reachable(constants.ENDPOINT):
+    if not reachable():
         raise ModelError.of("hub-model-offline", key="model.name", value=name, hub=constants.ENDPOINT)
     try:
         return download(local=False)
@@ -62,9 +62,13 @@ def snapshot(name: str, revision: str | None, with_code: bool) -> Path:
         raise ModelError.of("hub-model-failed", key="model.name", value=name, reason=_first_line(error)) from None
 
 
-def reachable(endpoint: str, timeout_s: float = KNOCK_TIMEOUT_S) -> bool:
-    """Whether anything answers at a hub's address, or at the proxy that leads there."""
-    parts = urlsplit(endpoint)
+def reachable(timeout_s: float = KNOCK_TIMEOUT_S) -> bool:
+    """Whether the hub may be asked (``HF_HUB_OFFLINE`` is not set) and it, or the proxy that leads there, answers."""
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return False
+    parts = urlsplit(constants.ENDPOINT)
     proxy = getproxies().get(parts.scheme)
     if proxy and parts.hostname and not proxy_bypass(parts.hostname):
         parts = urlsplit(proxy)

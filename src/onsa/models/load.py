@@ -67,6 +67,8 @@ def load_tokenizer(folder: Path, model: Model) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=model.trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError.of("tokenizer-unreadable", file=str(folder), reason=first_line(error)) from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where files are missing
+        raise ModelError.of("tokenizer-missing", file=str(folder))
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer

@@ -91,6 +91,6 @@ def _support(turns: dict[str, list[list[str]]], folder: Path) -> Recipe:
             "data": {"path": str(path), "split": "7:1:2"},
             "task": "chat",
             "adaptation": "lora",
-            "train": {"epochs": 3},
+            "train": {"epochs": 2, "batch_tokens": 512},
         }
     )

@@ -10,17 +10,18 @@ from typing import Any
 
 from onsa.engine.events import Evaluated, Stepped
 from onsa.evaluate.document import Evaluation, History, TrainPoint
+from onsa.store.atomic import write_text
 
 EVENTS = "events.jsonl"
 
 
 class Journal:
-    """Writes steps and evaluations to ``events.jsonl``; after a crash, lines past the checkpoint are dropped."""
+    """Writes steps and evaluations to ``events.jsonl``; lines from the step on where a run goes on are told again."""
 
     def __init__(self, folder: Path, step: int) -> None:
         self.path = folder / EVENTS
-        kept = [line for line in _lines(self.path) if line["step"] <= step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        kept = [line for line in _lines(self.path) if line["step"] < step]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = self.path.open("a", buffering=1)
 
     def write(self, event: Stepped | Evaluated) -> None:

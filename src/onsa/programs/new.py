@@ -40,7 +40,7 @@ def propose(path: str, beside: Path) -> Proposal:
     """
     table = read(Data(path=path))
     seen = profile(table)
-    task, match = recognise(seen)
+    task, match = recognise(seen, path)
     reasons = [say(code, **values) for code, values in match.reasons]
     base = BASES[task.head]
     values: dict[str, Any] = {

@@ -15,16 +15,16 @@ from onsa.tasks.chat import Chat
 EXAMPLES = 3
 
 
-def template(task: Task, dataset: Dataset, tokenizer: Any) -> list[Problem]:
+def template(task: Task, dataset: Dataset, tokenizer: Any, name: str) -> list[Problem]:
     """Whether the base's chat template exists, ends turns, and gives back what was put in."""
     if not isinstance(task, TokenTask):
         return []
+    if isinstance(task, Chat) and not tokenizer.chat_template:
+        return [Problem("template-missing", {"value": name}, key="model.name")]
     if tokenizer.eos_token_id is None:
         return [Problem("eos-missing", {}, level=Level.WARNING)]
     if not isinstance(task, Chat):
         return []
-    if not tokenizer.chat_template:
-        return [Problem("template-missing", {}, key="model.name")]
     found: list[Problem] = []
     row = dataset.train[0]
     try:
@@ -57,7 +57,9 @@ def tokens(
         kept = {example.row for example in examples[side]}
         masked = [row for index, row in enumerate(rows) if index not in kept]
         if rows and not kept:
-            found.append(Problem("all-masked", {"rows": len(rows), "side": side}, masked[0].file, masked[0].line))
+            if all(problem.code != "all-masked" for problem in found):  # one side is enough to say what to change
+                values = {"rows": len(rows), "side": side, "length": limit}
+                found.append(Problem("all-masked", values, masked[0].file, masked[0].line))
         elif masked:
             values = {"rows": len(masked), "side": side, "places": places(masked)}
             found.append(Problem("rows-masked", values, level=Level.WARNING))

@@ -11,10 +11,9 @@ from typing import Any, cast
 from onsa.accel.passes import PASSES
 from onsa.accel.plan import Plan, decide
 from onsa.adaptations.base import Adaptation
-from onsa.data.dataset import load_dataset, load_rows
+from onsa.data.dataset import load_dataset, load_rows, read_tables
 from onsa.data.profiling import profile
 from onsa.data.quality import examine
-from onsa.data.read import read
 from onsa.data.table import Dataset, Row
 from onsa.engine.batches import encode
 from onsa.engine.sessions.base import Engine
@@ -83,20 +82,21 @@ def prepare(recipe: Recipe) -> Prepared:
         RecipeError, DataError, ModelError, MachineError: whatever stands in the way of training, all that can be told
             at once.
     """
-    recipe, choices = with_task(recipe, profile(read(recipe.data)))
-    given = load_rows(recipe.data, cast(Task, recipe.task))
+    tables = read_tables(recipe.data)
+    recipe, choices = with_task(recipe, profile(tables["train"]))
+    given = load_rows(recipe.data, cast(Task, recipe.task), tables)
     task = _fitted(cast(Task, recipe.task), given)
     recipe = recipe.model_copy(update={"task": task})
     problems = examine(given, task)
     _stop_at_errors(problems)
-    dataset = load_dataset(recipe.data, task)
+    dataset = load_dataset(recipe.data, task, tables)
     base = locate(recipe.model)
     recipe, more = with_axes(recipe, base, task.head)
     choices += more
     cast(Engine, recipe.engine).place()
     checked(recipe)
     tokenizer = load_tokenizer(base.folder, recipe.model)
-    problems += preflight.template(task, dataset, tokenizer)
+    problems += preflight.template(task, dataset, tokenizer, recipe.model.name)
     _stop_at_errors(problems)
     context = min(base.context or UNLIMITED, UNLIMITED)
     longest = recipe.train.max_length or context

@@ -39,7 +39,7 @@ class Choice:
         return say(self.reason, **self.values)
 
 
-def recognise(profile: Profile) -> tuple[type[Task], Match]:
+def recognise(profile: Profile, file: str) -> tuple[type[Task], Match]:
     """The task that a table fits best, with the columns in their roles.
 
     Raises:
@@ -53,7 +53,7 @@ def recognise(profile: Profile) -> tuple[type[Task], Match]:
             found.append((match.score, kind, task, match))
     if not found:
         seen = ", ".join(f"{column.name} ({column.look.value})" for column in profile.columns)
-        raise DataError.of("task-unrecognised", key="task", columns=seen)
+        raise DataError.of("task-unrecognised", file=file, key="task", columns=seen)
     _, _, task, match = max(found, key=lambda entry: (entry[0], entry[1]))
     return task, match
 
@@ -63,18 +63,18 @@ def with_task(recipe: Recipe, profile: Profile) -> tuple[Recipe, list[Choice]]:
     choices: list[Choice] = []
     task, columns = cast(Task | None, recipe.task), recipe.data.columns
     if task is None:
-        kind, match = recognise(profile)
+        kind, match = recognise(profile, recipe.data.path)
         task, columns = kind(), columns or match.columns
         choices += [Choice("task", reason, values) for reason, values in match.reasons]
     elif columns is None:
         match_given = type(task).recognise(profile)
-        columns = match_given.columns if match_given else _by_name(task, profile)
+        columns = match_given.columns if match_given else _by_name(task, profile, recipe.data.path)
     language = recipe.data.language or profile.language
     data = recipe.data.model_copy(update={"columns": columns, "language": language})
     return recipe.model_copy(update={"task": task, "data": data}), choices
 
 
-def _by_name(task: Task, profile: Profile) -> dict[str, str]:
+def _by_name(task: Task, profile: Profile, file: str) -> dict[str, str]:
     """Columns that carry the very names of the task's roles.
 
     Raises:
@@ -85,7 +85,7 @@ def _by_name(task: Task, profile: Profile) -> dict[str, str]:
     if missing or not columns:
         names = ", ".join(column.name for column in profile.columns)
         wanted = ", ".join(missing or task.roles)
-        raise DataError.of("roles-unfilled", key="data.columns", task=task.kind, roles=wanted, columns=names)
+        raise DataError.of("roles-unfilled", file=file, key="data.columns", task=task.kind, roles=wanted, columns=names)
     return columns
 
 
@@ -103,7 +103,7 @@ def with_axes(recipe: Recipe, base: Located, head: Head) -> tuple[Recipe, list[C
     if recipe.objective is None:
         options = [registry.load("objective", kind) for kind in task.objectives]
         chosen["objective"] = next(kind for kind in options if vars(kind)["reads"] is task.provides)()
-    optimizer = cast(Optimizer, recipe.optimizer or registry.load("optimizer", "adamw")())
+    optimizer = cast(Optimizer, recipe.optimizer or _usual("optimizer"))
     if optimizer.lr is None:
         rate = adaptation.rates[head]
         choices.append(Choice("optimizer.lr", "why-rate", {"rate": rate, "adaptation": adaptation.kind}))
@@ -112,10 +112,14 @@ def with_axes(recipe: Recipe, base: Located, head: Head) -> tuple[Recipe, list[C
         rate_new = max(1e-3, optimizer.lr or 0.0) if head is Head.ROWS else optimizer.lr
         optimizer = optimizer.model_copy(update={"lr_new": rate_new})
     chosen["optimizer"] = optimizer
-    chosen["source"] = recipe.source or registry.load("source", "dataset")()
-    chosen["schedule"] = recipe.schedule or registry.load("schedule", "linear").model_validate({"warmup": 0.1})
-    chosen["engine"] = recipe.engine or registry.load("engine", "local")()
+    chosen["source"] = recipe.source or _usual("source")
+    chosen["schedule"] = recipe.schedule or _usual("schedule").model_copy(update={"warmup": 0.1})
+    chosen["engine"] = recipe.engine or _usual("engine")
     return recipe.model_copy(update=chosen), choices
+
+
+def _usual(axis: str) -> Component:
+    return registry.load(axis, registry.USUAL[axis])()
 
 
 def with_training(recipe: Recipe, lengths: Sequence[int], context: int) -> tuple[Recipe, list[Choice]]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+
+from torch import nn
 
 from onsa.engine import checkpoint, loop
 from onsa.engine.events import Begun, Evaluated, Event, Stepped
 from onsa.engine.sessions.base import Session
 from onsa.evaluate.document import Document, headline, read_document, write_document
 from onsa.objectives.base import Objective
-from onsa.programs.forecast import adapted, forecast, work
+from onsa.programs.forecast import Forecast, adapted, forecast, work
 from onsa.programs.history import Journal, read_history
 from onsa.programs.measure import document, measure
 from onsa.programs.prepare import Prepared, prepare
@@ -21,6 +24,7 @@ from onsa.serve.predictor import MODEL
 from onsa.spec.errors import Level, MachineError, OnsaError, StoreError
 from onsa.spec.recipe import Recipe
 from onsa.store.atomic import ensure_space, publish, write_text
+from onsa.store.home import home
 from onsa.store.run import Run, State
 from onsa.store.runs import Store
 
@@ -69,25 +73,7 @@ def train(recipe: Recipe, fresh: bool = False) -> Iterator[Told]:
         if run is not None and run.state is State.FINISHED:
             yield Finished(run, read_document(run.folder / METRICS))
             return
-        resumed = run is not None
-        if run is None:
-            run = store.create(
-                prepared.identity,
-                task=prepared.task.kind,
-                model=prepared.recipe.model.name,
-                data=prepared.recipe.data.path,
-                adaptation=prepared.adaptation.kind,
-                recipe=prepared.recipe.document(),
-            )
-        run = store.start(run)
-        try:
-            yield from _run(store, run, prepared, resumed)
-        except GeneratorExit:
-            store.set_state(run, State.PAUSED)
-            raise
-        except BaseException as error:
-            store.set_state(run, State.FAILED, _reason(error))
-            raise
+        yield from _run(store, run, prepared)
 
 
 def finish(recipe: Recipe, fresh: bool = False) -> Run:
@@ -97,34 +83,72 @@ def finish(recipe: Recipe, fresh: bool = False) -> Run:
     return last.run
 
 
-def _run(store: Store, run: Run, prepared: Prepared, resumed: bool) -> Generator[Told, None, None]:
-    write_text(run.folder / RECIPE, prepared.recipe.dump())
-    yield Opened(run, prepared, resumed)
+def _run(store: Store, run: Run | None, prepared: Prepared) -> Generator[Told, None, None]:
     loaded, network = adapted(prepared)
+    seen = _fitting(prepared, network)  # before there is a run, so that one that cannot begin leaves none behind
+    resumed = run is not None
+    run = store.start(run or _created(store, prepared))
+    with _stated(store, run):
+        write_text(run.folder / RECIPE, prepared.recipe.dump())
+        yield Opened(run, prepared, resumed)
+        session = prepared.engine.open(work(prepared, loaded, network))
+        job = loop.Job(
+            session=session,
+            source=prepared.source,
+            feed=prepared.feed,
+            task=prepared.task,
+            objective=cast(Objective, prepared.recipe.objective),
+            plan=prepared.plan,
+            validation=prepared.examples["validation"],
+            checkpoints=run.folder / "checkpoints",
+        )
+        stopped = yield from _followed(store, run, prepared, job)
+        yield Measuring(run, stopped)
+        _keep_best(session, prepared, run, job.checkpoints)
+        told = read_history(run.folder)
+        told.parameters, told.trainable = seen.parameters, seen.trainable
+        del session, job, network, loaded  # the base is loaded anew to be measured: two at once need not fit
+        found = document(prepared, run, told, measure(prepared, run.folder))
+        run = _publish(store, run, found)
+    yield Finished(run, found)  # out here, where a caller that stops listening no longer pauses the run
+
+
+def _fitting(prepared: Prepared, network: nn.Module) -> Forecast:
+    """The forecast of a run that fits into memory and onto the disk.
+
+    Raises:
+        MachineError: it does not.
+    """
     seen = forecast(prepared, network)
     problem = seen.problem()
     if problem is not None and problem.level is Level.ERROR:
         raise MachineError(problem)
-    ensure_space(run.folder, 3 * 12 * seen.trainable)
-    session = prepared.engine.open(work(prepared, loaded, network))
-    job = loop.Job(
-        session=session,
-        source=prepared.source,
-        feed=prepared.feed,
-        task=prepared.task,
-        objective=cast(Objective, prepared.recipe.objective),
-        plan=prepared.plan,
-        validation=prepared.examples["validation"],
-        checkpoints=run.folder / "checkpoints",
+    ensure_space(home(), 3 * 12 * seen.trainable)
+    return seen
+
+
+def _created(store: Store, prepared: Prepared) -> Run:
+    return store.create(
+        prepared.identity,
+        task=prepared.task.kind,
+        model=prepared.recipe.model.name,
+        data=prepared.recipe.data.path,
+        adaptation=prepared.adaptation.kind,
+        recipe=prepared.recipe.document(),
     )
-    stopped = yield from _followed(store, run, prepared, job)
-    yield Measuring(run, stopped)
-    _keep_best(session, prepared, run, job.checkpoints)
-    told = read_history(run.folder)
-    told.parameters, told.trainable = seen.parameters, seen.trainable
-    del session, job, network, loaded  # the base is loaded anew to be measured: two at once need not fit
-    found = document(prepared, run, told, measure(prepared, run.folder))
-    yield Finished(_publish(store, run, found), found)
+
+
+@contextmanager
+def _stated(store: Store, run: Run) -> Iterator[None]:
+    """Write down how a run was left, where it was left before its end."""
+    try:
+        yield
+    except GeneratorExit:
+        store.set_state(run, State.PAUSED)
+        raise
+    except BaseException as error:
+        store.set_state(run, State.FAILED, _reason(error))
+        raise
 
 
 def _followed(store: Store, run: Run, prepared: Prepared, job: loop.Job) -> Generator[Told, None, bool]:

@@ -23,7 +23,7 @@ class Section(BaseModel):
     A bare string is short for the field named by ``shorthand``: ``data: reviews.csv`` is ``data: {path: reviews.csv}``.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False, allow_inf_nan=False)
     shorthand: ClassVar[str | None] = None
 
     @model_validator(mode="before")

@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import yaml
 from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
 
 from onsa.spec import registry
 from onsa.spec.component import Component, Section
-from onsa.spec.errors import Problem, RecipeError
+from onsa.spec.errors import OnsaError, Problem, RecipeError
+from onsa.spec.faults import problems as faults
+from onsa.spec.faults import section_at
 from onsa.spec.sections import FORMATS, Accel, Data, Evaluate, Model, Train
 
 
-def _axis(axis: str) -> BeforeValidator:
-    def component(value: Any) -> Any:
-        if value is None or isinstance(value, Component):
-            return value
-        if isinstance(value, str):
-            value = {"kind": value}
-        if not isinstance(value, Mapping) or "kind" not in value:
-            raise ValueError(f"{axis} is a kind, or a mapping with a kind: {', '.join(registry.kinds(axis))}")
-        settings = {name: setting for name, setting in value.items() if name != "kind"}
-        return registry.load(axis, str(value["kind"])).model_validate(settings)
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which ``8:1:1`` is a text, not a number in base 60."""
 
-    return BeforeValidator(component)
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":int")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
+
+
+def _axis(axis: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: None if value is None else _component(axis, value))
 
 
 class Recipe(Section):
@@ -70,32 +76,28 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: every problem of the file at once, each with its line.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError.of("recipe-missing", file=str(path)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError.of("recipe-unreadable", file=str(path), reason=str(error)) from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        reason = getattr(error, "problem", None) or str(error)
-        line = mark.line + 1 if mark else None
-        raise RecipeError.of("recipe-not-yaml", file=str(path), line=line, reason=reason) from None
-    if not isinstance(values, dict):
-        raise RecipeError.of("recipe-not-mapping", file=str(path), line=1)
-    for override in overrides:
-        _override(values, override)
-    recipe = parse_recipe(values, file=str(path), lines=_lines(node))
+    path, overrides = Path(path), tuple(overrides)
+    values, _ = _read(path)
+    with placed(path, overrides):
+        for override in overrides:
+            _override(values, override)
+        recipe = parse_recipe(values)
     beside = (path.parent / recipe.model.name).resolve()
     model = recipe.model.model_copy(update={"name": str(beside)}) if beside.exists() else recipe.model
     return recipe.model_copy(update={"data": _anchored(recipe.data, path.parent), "model": model})
 
 
-def parse_recipe(values: Mapping[str, Any], file: str | None = None, lines: Mapping[str, int] | None = None) -> Recipe:
+@contextmanager
+def placed(path: Path, overrides: Iterable[str] = ()) -> Iterator[None]:
+    """Give errors that name a key of this recipe the file and the line of that key, or the override that set it."""
+    try:
+        yield
+    except OnsaError as error:
+        _, lines = _read(path)
+        raise type(error)(_place(problem, path, lines, overrides) for problem in error.problems) from None
+
+
+def parse_recipe(values: Mapping[str, Any]) -> Recipe:
     """The recipe that plain values say.
 
     Raises:
@@ -111,59 +113,64 @@ def parse_recipe(values: Mapping[str, Any], file: str | None = None, lines: Mapp
             problems += error.problems
             del good[axis]
         except ValidationError as error:
-            kind = good[axis].get("kind", "") if isinstance(good[axis], dict) else good[axis]
-            problems += _problems(error, registry.load(axis, str(kind)), prefix=(axis,))
-            del good[axis]
+            given = good.pop(axis)
+            kind = given if isinstance(given, str) else given.get("kind", registry.USUAL.get(axis))
+            problems += faults(error, registry.load(axis, kind), given, prefix=axis)
     try:
         recipe = Recipe.model_validate(good)
     except ValidationError as error:
-        problems += _problems(error, Recipe)
+        problems += faults(error, Recipe, good)
     if problems:
-        places = lines or {}
-        raise RecipeError(
-            Problem(p.code, p.values, file, places.get(p.key or "", places.get((p.key or "").rsplit(".", 1)[0])), p.key)
-            for p in problems
-        )
+        raise RecipeError(problems)
     return recipe
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The values of a recipe's file, and the line of each key."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError.of("recipe-missing", file=str(path)) from None
+    except IsADirectoryError:
+        raise RecipeError.of("recipe-is-folder", file=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError.of("recipe-not-utf8", file=str(path), byte=f"0x{error.object[error.start]:02X}") from None
+    except OSError as error:
+        raise RecipeError.of("recipe-unreadable", file=str(path), reason=error.strerror or str(error)) from None
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        values = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        reason = getattr(error, "problem", None) or str(error)
+        line = mark.line + 1 if mark else None
+        raise RecipeError.of("recipe-not-yaml", file=str(path), line=line, reason=reason) from None
+    if not isinstance(values, dict):
+        raise RecipeError.of("recipe-not-mapping", file=str(path), line=1, type=type(values).__name__)
+    return values, _lines(node, str(path))
+
+
+def _place(problem: Problem, path: Path, lines: Mapping[str, int], overrides: Iterable[str]) -> Problem:
+    if problem.file is not None or problem.key is None:
+        return problem
+    key = problem.key
+    for override in overrides:
+        name = override.partition("=")[0].strip()
+        if f"{key}.".startswith(f"{name}.") or name.startswith(f"{key}."):
+            return replace(problem, file=f"--set {override}")
+    while key not in lines and "." in key:
+        key = key.rpartition(".")[0]
+    return replace(problem, file=str(path), line=lines.get(key))
 
 
 def _component(axis: str, value: Any) -> Component:
     if isinstance(value, Component):
         return value
     settings = {"kind": value} if isinstance(value, str) else value
-    if not isinstance(settings, Mapping) or not isinstance(settings.get("kind"), str):
+    kind = settings.get("kind", registry.USUAL.get(axis)) if isinstance(settings, Mapping) else None
+    if not isinstance(kind, str):
         raise RecipeError.of("kind-missing", key=axis, axis=axis, choices=", ".join(registry.kinds(axis)))
-    return registry.load(axis, settings["kind"]).model_validate({k: v for k, v in settings.items() if k != "kind"})
-
-
-def _problems(error: ValidationError, root: type[Section], prefix: tuple[str, ...] = ()) -> list[Problem]:
-    found = []
-    for fault in error.errors():
-        place = [str(part) for part in fault["loc"]]
-        key = ".".join((*prefix, *place))
-        if fault["type"] == "extra_forbidden":
-            fields = list(_section_at(root, place[:-1]).model_fields)
-            found.append(registry.unknown("key-unknown", place[-1], fields, key=key))
-        elif fault["type"] == "missing":
-            found.append(Problem("key-missing", {"value": place[-1]}, key=key))
-        else:
-            reason = fault["msg"].removeprefix("Value error, ")
-            found.append(Problem("value-refused", {"value": _short(fault["input"]), "reason": reason}, key=key))
-    return found
-
-
-def _section_at(root: type[Section], place: list[str]) -> type[Section]:
-    """The section class that a path of keys leads to."""
-    for name in place:
-        annotation = root.model_fields[name].annotation
-        options = [annotation, *get_args(annotation)]
-        root = next(option for option in options if isinstance(option, type) and issubclass(option, Section))
-    return root
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+    return registry.load(axis, kind).model_validate({k: v for k, v in settings.items() if k != "kind"})
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -171,9 +178,9 @@ def _override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise RecipeError.of("override-malformed", key=override, value=override)
+        raise RecipeError.of("override-malformed", file="--set", value=override)
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
         value = text
     node = values
@@ -181,7 +188,7 @@ def _override(values: dict[str, Any], override: str) -> None:
         inner = node.get(part)
         if isinstance(inner, str):  # the axis stands in its short form
             inner = {_short_field(parts[: depth + 1]): inner}
-        node[part] = dict(inner or {})
+        node[part] = dict(inner) if isinstance(inner, Mapping) else {}
         node = node[part]
     if len(parts) == 1 and isinstance(node.get(parts[0]), dict) and parts[0] in registry.AXES:
         node[parts[0]] = {"kind": value} if isinstance(value, str) else value
@@ -193,19 +200,25 @@ def _short_field(place: list[str]) -> str:
     if place[0] in registry.AXES:
         return "kind"
     try:
-        return _section_at(Recipe, place).shorthand or place[-1]
+        return section_at(Recipe, place).shorthand or place[-1]
     except (KeyError, StopIteration):
         return place[-1]
 
 
-def _lines(node: yaml.Node | None, prefix: str = "") -> dict[str, int]:
-    """The line (from 1) of every key of a YAML document, by its dotted path."""
+def _lines(node: yaml.Node | None, file: str, prefix: str = "") -> dict[str, int]:
+    """The line (from 1) of every key of a YAML document, by its dotted path.
+
+    Raises:
+        RecipeError: a key stands twice, of which YAML would drop the first.
+    """
     lines: dict[str, int] = {}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            path = f"{prefix}{key.value}"
-            lines[path] = key.start_mark.line + 1
-            lines |= _lines(value, f"{path}.")
+            path, line = f"{prefix}{key.value}", key.start_mark.line + 1
+            if path in lines:
+                raise RecipeError.of("key-twice", file=file, line=line, key=path, value=key.value, first=lines[path])
+            lines[path] = line
+            lines |= _lines(value, file, f"{path}.")
     return lines
 
 

@@ -26,6 +26,8 @@ AXES = {
     "schedule": "onsa.optim.schedules",
     "engine": "onsa.engine.sessions",
 }
+# The kind that is meant where a recipe names none; on the other axes it depends on the data and the base.
+USUAL = {"source": "dataset", "optimizer": "adamw", "schedule": "linear", "engine": "local"}
 
 
 @cache

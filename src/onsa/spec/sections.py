@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from onsa.spec.component import Section
 
@@ -60,13 +61,19 @@ class Split(Section):
     @field_validator("ratio", mode="before")
     @classmethod
     def _parts(cls, value: Any) -> Any:
-        return tuple(float(part) for part in value.split(":")) if isinstance(value, str) else value
+        parts = value.split(":") if isinstance(value, str) else value
+        try:
+            if isinstance(parts, list | tuple) and len(parts) == 3:
+                return tuple(map(float, parts))
+        except (TypeError, ValueError):
+            pass
+        raise PydanticCustomError("ratio-refused", "ratio-refused")
 
     @field_validator("ratio")
     @classmethod
     def _usable(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
-        if min(value) < 0 or value[0] <= 0:
-            raise ValueError("the parts of a ratio are not negative, and train has one above zero")
+        if not min(value) >= 0 or value[0] == 0:
+            raise PydanticCustomError("ratio-refused", "ratio-refused")
         return value
 
 
@@ -138,7 +145,8 @@ class Train(Section):
     @model_validator(mode="after")
     def _one_size(self) -> Train:
         if self.batch_tokens and self.batch_rows:
-            raise ValueError("batch_tokens and batch_rows both set the size of a batch; keep one")
+            sizes = {"tokens": self.batch_tokens, "rows": self.batch_rows}
+            raise PydanticCustomError("batch-sized-twice", "batch-sized-twice", sizes)
         return self
 
 

@@ -142,7 +142,9 @@ class Store:
                 # Databases that let two writers in at once let both read the old row; the first to write it wins.
                 if started.rowcount == 1:
                     break
-        return self.get(run_id)
+        run = self.get(run_id)
+        run.folder.mkdir(exist_ok=True)  # a process that was killed may have written the run down, and no more
+        return run
 
     def set_state(self, run: Run | str, state: State | str, error: str | None = None) -> Run:
         """Write down that the run is now created, paused, finished or failed, and why.

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 TEXT_NAMES = ("text", "review", "sentence", "question", "content", "body", "title", "comment")
 TEXT_NAMES_JA = ("テキスト", "本文", "文", "質問", "レビュー", "内容")
 LABEL_NAMES = ("label", "labels", "category", "class", "topic", "target", "sentiment", "intent", "stars", "rating")
+LABEL_NAMES_NUMBER = ("score", "value", "grade", "price", "得点", "点数")
 LABEL_NAMES_JA = ("ラベル", "分類", "カテゴリ", "カテゴリー", "感情", "評価", "種類")
 SEPARATORS = re.compile(r"\s*[;|]\s*")
 Problem = Literal["single-label", "multi-label", "regression"]
@@ -82,7 +83,9 @@ class TextClassification(Task):
     @classmethod
     def recognise(cls, profile: Profile) -> Match | None:
         labels = [c for c in profile.columns if c.look in (Look.CATEGORY, Look.LABELS, Look.NUMBER)]
-        label = next((c for c in labels if c.name.strip().lower() in (*LABEL_NAMES, *LABEL_NAMES_JA)), None)
+        label = next(
+            (c for c in labels if c.name.strip().lower() in (*LABEL_NAMES, *LABEL_NAMES_JA, *LABEL_NAMES_NUMBER)), None
+        )
         named = label is not None
         label = label or next((c for c in labels if c.look is not Look.NUMBER), None)
         texts = [c for c in profile.columns if c.look in (Look.TEXT, Look.CATEGORY) and c is not label]

@@ -1,0 +1,1 @@
+"""Benchmarks: correctness against references, and speed."""

@@ -1,0 +1,96 @@
+"""What every source keeps: each row once an epoch, an order made of (seed, epoch) alone, a place to resume at."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onsa.models.batch import Example
+from onsa.sources.base import Cursor, Feed, Source
+from onsa.spec import registry
+from onsa.spec.sections import Train
+
+every_kind = pytest.mark.parametrize("kind", list(registry.kinds("source")))
+sizes = st.lists(st.integers(1, 40), min_size=1, max_size=30)
+batches = st.one_of(
+    st.fixed_dictionaries({"batch_rows": st.integers(1, 9)}),
+    st.fixed_dictionaries({"batch_tokens": st.integers(1, 90)}),
+)
+few = settings(max_examples=40, deadline=None)
+
+
+def source(kind: str, **settings: Any) -> Source:
+    return cast(Source, registry.load("source", kind).model_validate(settings))
+
+
+def feed(lengths: list[int], seed: int = 7, **train: Any) -> Feed:
+    rows = [Example(np.zeros(length, np.int32), target=0, row=row) for row, length in enumerate(lengths)]
+    return Feed(rows, Train(**{"epochs": 3, **train}), seed)
+
+
+def taken(found: Source, given: Feed, at: Cursor | None = None) -> list[tuple[list[int], Cursor]]:
+    return [([example.row for example in rows], after) for rows, after in found.steps(given, at or Cursor())]
+
+
+@every_kind
+@given(lengths=sizes, size=batches)
+@few
+def test_every_row_comes_once_an_epoch(kind: str, lengths: list[int], size: dict[str, int]) -> None:
+    seen: dict[int, list[int]] = {}
+    epoch = 0
+    steps = taken(source(kind), feed(lengths, **size))
+    for rows, after in steps:
+        seen.setdefault(epoch, []).extend(rows)
+        epoch = after.epoch
+    assert [sorted(rows) for rows in seen.values()] == [list(range(len(lengths)))] * 3
+    assert len(steps) == source(kind).total(feed(lengths, **size))
+    assert [after.step for _, after in steps] == list(range(1, len(steps) + 1))
+
+
+@every_kind
+def test_the_order_is_a_function_of_seed_and_epoch(kind: str) -> None:
+    lengths, found = [3] * 40, source(kind)
+    one = taken(found, feed(lengths, batch_rows=10))
+    assert one == taken(source(kind), feed(lengths, batch_rows=10))
+    epochs = [[row for rows, _ in one[start : start + 4] for row in rows] for start in (0, 4, 8)]
+    assert epochs[0] != epochs[1] != epochs[2] and epochs[0] != list(range(40))
+    assert one != taken(found, feed(lengths, seed=8, batch_rows=10))
+    second = taken(found, feed(lengths, batch_rows=10), Cursor(4, 1, 0))
+    assert second == one[4:], "an epoch's order does not hang on the epochs before it"
+
+
+@every_kind
+@given(lengths=sizes, size=batches, data=st.data())
+@few
+def test_a_cursor_gives_the_same_remainder(kind: str, lengths: list[int], size: dict[str, int], data: Any) -> None:
+    limit = data.draw(st.one_of(st.none(), st.integers(1, 40)))
+    given_ = feed(lengths, max_steps=limit, **size)
+    steps = taken(source(kind), given_)
+    assert len(steps) == source(kind).total(given_) and (limit is None or len(steps) <= limit)
+    place = data.draw(st.integers(0, len(steps) - 1))
+    assert taken(source(kind), given_, steps[place][1]) == steps[place + 1 :]
+
+
+@every_kind
+@given(lengths=sizes, budget=st.integers(1, 90))
+@few
+def test_the_budget_of_tokens_is_kept(kind: str, lengths: list[int], budget: int) -> None:
+    for rows, _ in taken(source(kind), feed(lengths, batch_tokens=budget)):
+        assert len(rows) == 1 or sum(lengths[row] for row in rows) <= budget
+
+
+@every_kind
+@given(lengths=sizes, rows=st.integers(1, 9))
+@few
+def test_the_budget_of_rows_is_kept(kind: str, lengths: list[int], rows: int) -> None:
+    counts = [len(found) for found, _ in taken(source(kind), feed(lengths, epochs=1, batch_rows=rows))]
+    assert counts[:-1] == [rows] * (len(counts) - 1) and 1 <= counts[-1] <= rows
+
+
+def test_a_data_set_keeps_its_order_where_it_is_told_to() -> None:
+    found = taken(source("dataset", shuffle=False), feed([2] * 10, epochs=2, batch_rows=4))
+    assert [row for rows, _ in found for row in rows] == [*range(10), *range(10)]

@@ -1,0 +1,62 @@
+"""On a GPU: the losses of the CPU in fp32, and training in bf16."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import onsa
+from onsa.engine.events import Stepped
+from onsa.spec.recipe import parse_recipe
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+
+@pytest.fixture(params=["bert", "llama"])
+def recipe(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Every weight of a tiny BERT, or LoRA on a tiny Llama; without dropout, whose draws are the device's own."""
+    if request.param == "bert":
+        base, data = request.getfixturevalue("tiny_bert"), request.getfixturevalue("topics_csv")
+        network = without_dropout(base, request.getfixturevalue("tmp_path") / "bert")
+        made: dict[str, Any] = {"model": str(network), "data": str(data), "adaptation": "full"}
+    else:
+        base, data = request.getfixturevalue("tiny_llama"), request.getfixturevalue("chat_jsonl")
+        made = {"model": str(base), "data": str(data), "adaptation": "lora"}
+    return made | {
+        "optimizer": {"kind": "adamw", "lr": 1e-3},
+        "evaluate": {"bootstrap": 100, "baseline": False, "answers": 0},
+    }
+
+
+def without_dropout(base: Path, folder: Path) -> Path:
+    """A copy of a base whose configuration has no dropout."""
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def losses(recipe: dict[str, Any], device: str, precision: str) -> list[float]:
+    """The loss of each of 20 steps."""
+    settings = {
+        "engine": {"kind": "local", "device": device},
+        "train": {"batch_rows": 8, "epochs": 3, "max_steps": 20, "precision": precision},
+    }
+    return [event.loss for event in onsa.train(parse_recipe(recipe | settings)) if isinstance(event, Stepped)]
+
+
+def test_the_gpu_loses_as_the_cpu_does(recipe: dict[str, Any]) -> None:
+    assert losses(recipe, "cuda", "fp32") == pytest.approx(losses(recipe, "cpu", "fp32"), rel=1e-4)
+
+
+def test_bf16_trains_on_the_gpu(recipe: dict[str, Any]) -> None:
+    found = losses(recipe, "cuda", "bf16")
+    assert len(found) == 20
+    assert found[-1] < found[0]
+    assert found[0] == pytest.approx(losses(recipe, "cuda", "fp32")[0], rel=0.02)

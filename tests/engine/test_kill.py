@@ -1,0 +1,140 @@
+"""SIGKILL at any moment, saving included: a run goes on and ends with the very bytes of one that was never killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import trainee
+from trainee import Moment
+
+from onsa.store.atomic import sha256_file
+
+SEED = 20
+RANDOM_KILLS = 5  # a model, beside those in SAVING
+FORKS = get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        "onsa.programs.train",
+        "onsa.adaptations.lora",
+        "onsa.optim.optimizers.adamw",
+        "onsa.sources.dataset",
+        "onsa.tasks.chat",
+        "onsa.tasks.text_classification",
+        "peft",
+        "transformers.models.bert.modeling_bert",
+        "transformers.models.llama.modeling_llama",
+    ]
+)
+DRAFT = "*/checkpoints/.draft-step-*"
+# Each line is one run, killed at these moments one after the other. Python opens the tensors of a checkpoint twice, to
+# hash and to flush them; progress.json thrice, since it also writes that, and the manifest, which it does not hash, twice.
+SAVING = (
+    [Moment("open", f"{DRAFT}/trainable.safetensors", 5, halve=True)],
+    [Moment("open", f"{DRAFT}/optimizer.safetensors", 3, halve=True), Moment("os.rename", "*/.events.jsonl.*.tmp")],
+    [Moment("open", f"{DRAFT}/progress.json", 8, halve=True)],
+    [Moment("open", f"{DRAFT}/manifest.json", 2, halve=True), Moment("os.rename", "*/.draft-step-0000006")],
+    [Moment("os.rename", DRAFT, 4)],
+    [Moment("open", "*/checkpoints", 1), Moment("open", "*/checkpoints", 3)],  # renamed, and nobody told
+    [Moment("os.remove", "optimizer.safetensors", 2)],  # in the midst of removing an old checkpoint
+    [Moment("open", "*/.draft-model/*.safetensors", 1, halve=True), Moment("os.rename", "*/.draft-model")],
+    [Moment("os.rename", "*/.metrics.json.*.tmp"), Moment("os.rename", "*/.report.html.*.tmp")],
+    [Moment("os.mkdir", "*/runs/????????")],
+)
+"""The moments of saving at which runs are killed."""
+
+
+@dataclass(frozen=True)
+class Child:
+    """What became of a process: was it killed, and how long it trained after its run had been opened."""
+
+    killed: bool
+    seconds: float
+
+
+def child(recipe: dict[str, Any], home: Path, moment: Moment | float | None) -> Child:
+    """Train in a new process, which dies by itself at a moment, or is killed after some seconds."""
+    hears, says = FORKS.Pipe(duplex=False)
+    given = moment if isinstance(moment, Moment) else None
+    process = FORKS.Process(target=trainee.train, args=(recipe, str(home), says, given))
+    process.start()
+    says.close()
+    try:
+        opened = hears.recv()
+    except EOFError:
+        opened = False
+    started = time.monotonic()
+    process.join(moment if opened and isinstance(moment, float) else None)
+    process.kill()
+    process.join()
+    assert process.exitcode in (0, -9), f"the process failed on its own: {process.exitcode}"
+    return Child(process.exitcode == -9, time.monotonic() - started)
+
+
+def outcome(home: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """Hashes of the final weights, and everything that the run told but the time it took."""
+    (run,) = (home / "runs").iterdir()
+    weights = {path.name: sha256_file(path) for path in sorted((run / "model").glob("*.safetensors"))}
+    told = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert weights and (run / "report.html").exists()
+    return weights, [{name: value for name, value in event.items() if name != "seconds"} for event in told]
+
+
+def killed(recipe: dict[str, Any], home: Path, kills: list[Moment | float]) -> tuple[Any, int]:
+    """The outcome of a run that was killed so, and gone on with, and how often the parent came too late."""
+    missed = 0
+    for kill in kills:
+        while not child(recipe, home, kill).killed:
+            assert isinstance(kill, float), f"never came: {kill}"
+            missed, kill, home = missed + 1, kill / 2, home.with_name(f"{home.name}+")
+    assert not child(recipe, home, None).killed
+    return outcome(home), missed
+
+
+def bert(folder: Path) -> dict[str, Any]:
+    """Every weight of a tiny BERT, with dropout."""
+    data = tiny.write_csv(folder / "topics.csv")
+    return {"model": str(tiny.make_bert(folder / "bert")), "data": str(data), "adaptation": "full"}
+
+
+def llama(folder: Path) -> dict[str, Any]:
+    """LoRA, with dropout, on a tiny Llama."""
+    data = tiny.write_chat(folder / "chat.jsonl")
+    adaptation = {"kind": "lora", "dropout": 0.1}
+    return {"model": str(tiny.make_llama(folder / "llama")), "data": str(data), "adaptation": adaptation}
+
+
+@pytest.mark.parametrize("base", [bert, llama])
+def test_a_killed_run_ends_as_if_it_had_not_been(base: Any, tmp_path: Path) -> None:
+    recipe = base(tmp_path) | {
+        "train": {"batch_rows": 8, "epochs": 3, "save_steps": 3, "eval_steps": 5},
+        "engine": {"kind": "local", "device": "cpu", "threads": 1},
+        "evaluate": {"bootstrap": 100, "baseline": False, "answers": 0},
+    }
+    started = time.monotonic()
+    assert not child(recipe, tmp_path / "whole", None).killed
+    whole = outcome(tmp_path / "whole")
+    again = child(recipe, tmp_path / "again", None)  # for the time it takes, and to see that two runs are alike
+    assert outcome(tmp_path / "again") == whole
+    draw = random.Random(f"{SEED} {base.__name__}")
+    # Half of the forced moments a model; the other model has the other half. The rest come at times drawn at random.
+    mine = SAVING[::2] if base is bert else SAVING[1::2]
+    plans: list[list[Moment | float]] = [*map(list, mine)]
+    plans += [[draw.uniform(0, again.seconds)] for _ in range(RANDOM_KILLS)]
+    same, missed = 0, 0
+    for number, kills in enumerate(plans):
+        found, late = killed(recipe, tmp_path / f"killed-{number}", kills)
+        print(f"{base.__name__} {number}: {'same' if found == whole else 'OTHER'} after {kills}, late {late}")
+        same, missed = same + (found == whole), missed + late
+    weights = hashlib.sha256(json.dumps(whole[0]).encode()).hexdigest()[:12]
+    seconds = time.monotonic() - started
+    print(f"seed {SEED}: {same} of {len(plans)} runs as {weights}; {missed} kills late; {seconds:.0f} s")
+    assert same == len(plans)

@@ -1,0 +1,390 @@
+"""Every key of a recipe does something: each is changed, and the run must show it (or refuse the value).
+
+The keys are found, not listed: those of the sections and of every kind on every axis. The table below says for each
+with which value, from which recipe, and by what it shows; a key without an entry fails.
+"""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+import trial
+from onsa.engine.batches import micro_batches
+from onsa.engine.events import Evaluated, Saved, Stepped
+from onsa.programs.check import check
+from onsa.programs.prepare import Prepared, prepare
+from onsa.programs.train import Finished, Measuring, train
+from onsa.sources.base import Cursor
+from onsa.spec import registry
+from onsa.spec.component import Section
+from onsa.spec.errors import OnsaError
+from onsa.spec.recipe import Recipe, parse_recipe
+from onsa.spec.sections import Model
+
+
+def section(annotation: Any) -> type[Section] | None:
+    """The section that a field holds, if it holds one."""
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    return next((option for option in options if isinstance(option, type) and issubclass(option, Section)), None)
+
+
+def leaves(of: type[Section], prefix: str) -> Iterator[str]:
+    for name, found in of.model_fields.items():
+        inner = section(found.annotation)
+        if inner is None:
+            yield f"{prefix}{name}"
+        else:
+            yield from leaves(inner, f"{prefix}{name}.")
+
+
+def keys() -> Iterator[str]:
+    """Every key: ``train.epochs`` of a section, ``adaptation:lora.rank`` of a kind."""
+    for name, found in Recipe.model_fields.items():
+        if name in registry.AXES:
+            yield name
+            for kind in registry.kinds(name):
+                yield from leaves(registry.load(name, kind), f"{name}:{kind}.")
+        else:
+            inner = section(found.annotation)
+            yield from leaves(inner, f"{name}.") if inner else [name]
+
+
+# What a run shows.
+
+Prepares = Callable[[Prepared], Any]
+
+
+def rows(p: Prepared) -> Any:
+    return {side: [row.values for row in found] for side, found in p.dataset.sides.items()}
+
+
+def examples(p: Prepared) -> Any:
+    def shown(value: Any) -> Any:
+        return value.tolist() if hasattr(value, "tolist") else value
+
+    return {
+        side: [(shown(e.token_T), shown(e.weight_T), shown(e.target)) for e in found]
+        for side, found in p.examples.items()
+    }
+
+
+def batches(p: Prepared) -> Any:
+    """The rows of each step, in the micro-batches they go through in."""
+    steps = p.source.steps(p.feed, Cursor())
+    return [[batch.row_R for batch in micro_batches(found, p.plan, p.recipe.train.accumulate)] for found, _ in steps]
+
+
+def groups(p: Prepared) -> Any:
+    session: Any = trial.opened(p)
+    return [(g["base_lr"], g["weight_decay"], len(g["params"])) for g in session.optimizer.param_groups]
+
+
+def losses(p: Prepared) -> Any:
+    return [step["loss"] for step in trial.advance(p, trial.opened(p), 4)[0]]
+
+
+def rates(p: Prepared) -> Any:
+    return [step["lr"] for step in trial.advance(p, trial.opened(p), 6)[0]]
+
+
+def trainable(p: Prepared) -> Any:
+    return {name: tuple(value.shape) for name, value in trial.trained(trial.opened(p)).items()}
+
+
+def decisions(p: Prepared) -> Any:
+    return [(d.name, d.applied, d.reason) for d in p.plan.decisions]
+
+
+def measured(p: Prepared) -> Any:
+    return p.task.metrics(trial.opened(p).evaluate(p.examples["validation"], p.task))
+
+
+def threads(p: Prepared) -> Any:
+    trial.opened(p)
+    return torch.get_num_threads()
+
+
+def language(p: Prepared) -> Any:
+    return p.dataset.language
+
+
+def device(p: Prepared) -> Any:
+    return p.plan.device
+
+
+def events(recipe: Recipe) -> Any:
+    """What the loop tells, and which checkpoints are left."""
+    told: list[Any] = []
+    stream = train(recipe, fresh=True)
+    for event in stream:
+        if isinstance(event, Stepped | Evaluated | Saved):
+            told.append((type(event).__name__, event.step, getattr(event, "best", None)))
+        if isinstance(event, Saved):
+            folder = event.folder.parent
+        if isinstance(event, Measuring):
+            told.append(event.stopped_early)
+            break
+    stream.close()  # type: ignore[attr-defined]
+    return told, sorted(path.name for path in folder.iterdir())
+
+
+def proved(recipe: Recipe) -> Any:
+    """The measured document: intervals, the baseline and the answers."""
+    *_, last = train(recipe, fresh=True)
+    assert isinstance(last, Finished)
+    return [last.document["comparisons"], last.document["baseline"], last.document["answers"]]
+
+
+def total(p: Prepared) -> Any:
+    return p.total
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key's other value, and by what it shows; ``before`` is laid over the base recipe for both runs.
+
+    of: the base recipe: short texts with topics (``topics``), or conversations (``talks``).
+    """
+
+    value: Any
+    shows: Callable[[Any], Any]
+    of: str = "topics"
+    before: dict[str, Any] = field(default_factory=dict)
+
+
+CUT = {"train.max_length": 8}
+STOP = {"train.early_stop": {"patience": 1, "min_delta": 1000.0}, "train.eval_steps": 1, "train.max_steps": 4}
+COSINE = {"schedule": {"kind": "cosine"}}
+TAGS = {"task": {"kind": "text-classification", "problem": "multi-label"}}
+LORA = {"adaptation": {"kind": "lora", "rank": 2, "dropout": 0.1}}
+TABLE: dict[str, Entry] = {
+    "model.name": Entry("@other-bert", losses),
+    "model.head_dropout": Entry(0.5, losses),
+    "model.revision": Entry("second", losses, before={"model.name": "owner/base"}),
+    "model.trust_remote_code": Entry(
+        False, losses, before={"model.name": "@own-code", "model.trust_remote_code": True}
+    ),
+    "data.path": Entry("@other.csv", rows),
+    "data.validation": Entry("@other.csv", rows),
+    "data.test": Entry("@other.csv", rows),
+    "data.format": Entry("json", rows),
+    "data.encoding": Entry("latin-1", rows),
+    "data.delimiter": Entry("|", rows),
+    "data.columns": Entry({"text": "title", "label": "label"}, rows),
+    "data.language": Entry("de", language),
+    "data.normalise": Entry("nfkc", rows),
+    "data.subset": Entry("second", rows, before={"data.path": "owner/rows"}),
+    "data.split.ratio": Entry("1:1:1", rows),
+    "data.split.stratify": Entry(True, rows),
+    "data.split.group": Entry("who", rows),
+    "data.split.column": Entry("side", rows),
+    "task": Entry("text-generation", examples, "talks", {"data.path": "@pairs.jsonl"}),
+    "task:text-classification.problem": Entry("multi-label", examples),
+    "task:text-classification.labels": Entry(["weather", "music", "food"], examples),
+    "task:text-classification.threshold": Entry(0.1, measured, before=TAGS),
+    "task:chat.system": Entry("be brief", examples, "talks"),
+    "adaptation": Entry("lora", trainable),
+    "adaptation:lora.rank": Entry(4, trainable, before=LORA),
+    "adaptation:lora.alpha": Entry(64.0, losses, before=LORA),
+    "adaptation:lora.dropout": Entry(0.6, losses, before=LORA),
+    "adaptation:lora.targets": Entry(["query"], trainable, before=LORA),
+    "objective": Entry("squared-error", losses),
+    "source": Entry("nonsense", batches),
+    "source:dataset.shuffle": Entry(False, batches),
+    "optimizer": Entry("nonsense", groups),
+    "optimizer:adamw.lr": Entry(0.01, groups),
+    "optimizer:adamw.lr_new": Entry(0.05, groups),
+    "optimizer:adamw.weight_decay": Entry(0.3, groups),
+    "optimizer:adamw.betas": Entry([0.5, 0.6], losses),
+    "optimizer:adamw.eps": Entry(0.1, losses),
+    "schedule": Entry("cosine", rates),
+    "schedule:constant.warmup": Entry(0.5, rates),
+    "schedule:linear.warmup": Entry(4, rates),
+    "schedule:cosine.warmup": Entry(0.5, rates),
+    "schedule:cosine.floor": Entry(0.5, rates, before=COSINE),
+    "engine": Entry("nonsense", device),
+    "engine:local.device": Entry("cuda", device),
+    "engine:local.threads": Entry(2, threads),
+    "train.epochs": Entry(4, total, before={"train.max_steps": None}),
+    "train.max_steps": Entry(5, total),
+    "train.batch_tokens": Entry(40, batches, before={"train.batch_rows": None}),
+    "train.batch_rows": Entry(4, batches),
+    "train.accumulate": Entry(3, batches),
+    "train.max_length": Entry(5, examples),
+    "train.precision": Entry("bf16", losses),
+    "train.clip": Entry(1e-6, losses),
+    "train.eval_steps": Entry(3, events),
+    "train.save_steps": Entry(2, events),
+    "train.keep": Entry(5, events, before={"train.save_steps": 1}),
+    "train.best": Entry("accuracy", events, before={"train.eval_steps": 1, "optimizer.lr": 0.02}),
+    "train.early_stop.patience": Entry(2, events, before=STOP),
+    "train.early_stop.min_delta": Entry(0.0, events, "talks", {**STOP, "optimizer.lr": 0.003}),
+    "evaluate.bootstrap": Entry(200, proved),
+    "evaluate.baseline": Entry(False, proved),
+    "evaluate.answers": Entry(2, proved, "talks"),
+    "evaluate.max_new_tokens": Entry(1, proved, "talks", {"optimizer.lr": 0.02, "train.max_steps": 20}),
+    "accel.mode": Entry("off", decisions),
+    "accel.skip": Entry(["fused-optimizer"], decisions),
+    "seed": Entry(8, losses),
+}
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llama: Path) -> Path:
+    """Bases and files, under the names that the table uses."""
+    folder = tmp_path_factory.mktemp("walk")
+    trial.still(tiny_bert, folder / "bert")
+    trial.still(tiny_llama, folder / "llama")
+    other = trial.still(tiny_bert, folder / "other-bert")
+    from safetensors.torch import load_file, save_file
+
+    weights = {name: value * 1.5 for name, value in load_file(other / "model.safetensors").items()}
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    lines = ["text,label,title,who,side"]
+    for place, (text, topic) in enumerate(tiny.questions()):
+        said = "ｆｕｌｌ ｗｉｄｔｈ é" if place % 4 == 0 else "narrow"
+        lines.append(f"{text} {said},{topic},{text} again,{place % 9},{('train', 'test', 'validation')[place % 3]}")
+    (folder / "topics.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    halves = [lines[0], *(line.replace("narrow", "wide") for line in lines[1:50])]
+    (folder / "other.csv").write_text("\n".join(halves) + "\n", encoding="utf-8")
+    tiny.write_chat(folder / "talks.jsonl")
+    pairs = [{"prompt": text, "completion": topic} for text, topic in tiny.questions()]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    own_code(trial.still(tiny_bert, folder / "own-code"))
+    return folder
+
+
+OWN = """
+from transformers import BertConfig, BertForSequenceClassification
+
+
+class OwnConfig(BertConfig):
+    model_type = "own"
+
+
+class Own(BertForSequenceClassification):
+    config_class = OwnConfig
+"""
+
+
+def own_code(folder: Path) -> None:
+    """A base whose architecture is a file beside its weights."""
+    (folder / "own.py").write_text(OWN)
+    config = json.loads((folder / "config.json").read_text())
+    named = {"AutoConfig": "own.OwnConfig", "AutoModelForSequenceClassification": "own.Own"}
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "own", "auto_map": named}))
+
+
+@pytest.fixture
+def hub(shelf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A hub with two revisions of one base and two subsets of one data set."""
+    import datasets
+    import huggingface_hub
+    import transformers.dynamic_module_utils
+
+    import onsa.data.hub
+
+    bases = {None: shelf / "bert", "second": shelf / "other-bert"}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, revision=None, **_: bases[revision])
+
+    def load_dataset(path: str, subset: str | None) -> Any:
+        found = [{"text": f"{text} {subset}", "label": topic} for text, topic in tiny.questions()]
+        return {"train": datasets.Dataset.from_list(found)}
+
+    monkeypatch.setattr(onsa.data.hub, "reachable", lambda *_: True)
+    monkeypatch.setattr(onsa.data.hub, "_cached", lambda data: None)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+
+
+def base_of(of: str, shelf: Path) -> dict[str, Any]:
+    model, data = ("bert", "topics.csv") if of == "topics" else ("llama", "talks.jsonl")
+    task = {"kind": "text-classification" if of == "topics" else "chat"}
+    columns = {"text": "text", "label": "label"} if of == "topics" else None
+    return {
+        "model": {"name": str(shelf / model)},
+        "data": {"path": str(shelf / data), "columns": columns},
+        "task": task,
+        "engine": dict(trial.ENGINE),
+        "optimizer": {"kind": "adamw"},
+        "train": {**trial.TRAIN, "eval_steps": 2},
+        "evaluate": {"bootstrap": 100, "answers": 1, "max_new_tokens": 8},
+    }
+
+
+def lay(values: dict[str, Any], key: str, value: Any, shelf: Path) -> None:
+    """Put a value in its place; ``@name`` is a name on the shelf, and a kind's key brings the kind."""
+    if isinstance(value, str) and value.startswith("@"):
+        value = str(shelf / value[1:])
+    axis, colon, rest = key.partition(":")
+    if colon:
+        kind, _, name = rest.partition(".")
+        given = values.get(axis) or {}
+        values[axis] = {**(given if given.get("kind") == kind else {"kind": kind}), name: value}
+        return
+    *place, name = key.split(".")
+    node = values
+    for part in place:
+        node = node.setdefault(part, {})
+    node[name] = {"kind": value} if key in registry.AXES and isinstance(value, str) else value
+    if "/" in str(values["data"]["path"]) and not str(values["data"]["path"]).endswith("topics.csv"):
+        values["data"].pop("columns", None)
+
+
+def seen(values: dict[str, Any], entry: Entry) -> Any:
+    """What a recipe shows, or by which codes it is refused."""
+    try:
+        recipe = parse_recipe(deepcopy(values))
+        return entry.shows(recipe if entry.shows in (events, proved) else prepare(recipe))
+    except OnsaError as error:
+        return "refused", [problem.code for problem in error.problems]
+
+
+def test_every_key_has_an_entry() -> None:
+    assert set(keys()) == set(TABLE)
+
+
+@pytest.mark.parametrize("key", sorted(TABLE))
+def test_every_key_shows(key: str, shelf: Path, hub: None) -> None:
+    entry, before = TABLE[key], torch.get_num_threads()
+    values = base_of(entry.of, shelf)
+    for name, value in entry.before.items():
+        lay(values, name, value, shelf)
+    if ":" in key:
+        axis, _, rest = key.partition(":")
+        kind = rest.partition(".")[0]
+        if (values.get(axis) or {}).get("kind") != kind:
+            values[axis] = {"kind": kind}
+    changed = deepcopy(values)
+    lay(changed, key, entry.value, shelf)
+    assert values != changed
+    try:
+        found = seen(values, entry)
+        assert found == seen(values, entry), "what is looked at must not change by itself"
+        assert found[0] != "refused" if isinstance(found, tuple) else True, found
+        assert seen(changed, entry) != found
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_a_plan_shows_is_the_resolved_recipe(shelf: Path) -> None:
+    """Nothing is left open: what ``None`` stands for is written down wherever it is chosen."""
+    checked = check(parse_recipe({"model": str(shelf / "bert"), "data": str(shelf / "topics.csv")}), timing=False)
+    document = checked.document()["recipe"]
+    assert all(document[axis] for axis in registry.AXES)
+    chosen = ("epochs", "max_length", "precision", "eval_steps", "save_steps")
+    assert all(document["train"][name] is not None for name in chosen)
+    assert document["optimizer"]["lr"] and document["optimizer"]["lr_new"] and document["data"]["columns"]
+    assert parse_recipe(document) == checked.prepared.recipe and Model(name="x").revision is None

@@ -1,0 +1,139 @@
+"""Chat: what trains is what the assistant says and the end of its turn, under every kind of template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from onsa.data.table import Row
+from onsa.programs import preflight
+from onsa.spec.errors import DataError
+from onsa.tasks.chat import Chat
+
+CHATML = (
+    "{% if tools %}<|im_start|>system\n{% for t in tools %}{{ t['name'] }};{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]"
+    "{% elif m['role'] == 'system' %}<<SYS>>{{ m['content'] }}<</SYS>>\n"
+    "{% else %} {{ m['content'] }} {{ eos_token }}{% endif %}{% endfor %}"
+)
+GENERATION = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}{{ '\\n' }}"
+    "{% else %}{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# As of reasoning models: what an earlier turn thought is cut out once a later turn comes.
+FORGETS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and not loop.last %}{{ m['content'].split('</think>')[-1] }}"
+    "{% else %}{{ m['content'] }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+STRIPS = CHATML.replace("{{ m['content'] }}", "{{ m['content'].strip() }}")
+SHOUTS = CHATML.replace("{{ m['content'] }}", "{{ m['content'] if loop.last else m['content'].upper() }}")
+TALK = [("user", "tell me about rain"), ("assistant", "it is wet"), ("user", "and sun?"), ("assistant", "warm")]
+
+
+@pytest.fixture
+def tokenizer(tiny_llama: Path) -> Any:
+    return AutoTokenizer.from_pretrained(tiny_llama)
+
+
+def row(turns: list[tuple[str, str]], weights: dict[int, int] | None = None, **more: Any) -> Row:
+    messages: list[dict[str, Any]] = [{"role": role, "content": content} for role, content in turns]
+    for place, weight in (weights or {}).items():
+        messages[place]["weight"] = weight
+    return Row({"messages": messages, **more}, "talk.jsonl", 3)
+
+
+def pieces(
+    tokenizer: Any, template: str, given: Row, task: Chat | None = None, length: int = 256
+) -> list[tuple[str, bool]]:
+    tokenizer.chat_template = template
+    return preflight.view((task or Chat()).encode(given, tokenizer, length), tokenizer)
+
+
+def trained(*args: Any, **more: Any) -> list[str]:
+    return [text for text, trains in pieces(*args, **more) if trains]
+
+
+@pytest.mark.parametrize("template", [CHATML, GENERATION, STRIPS], ids=["chatml", "generation", "strips"])
+def test_the_assistant_and_its_end_of_turn_train(template: str, tokenizer: Any) -> None:
+    found = pieces(tokenizer, template, row(TALK))
+    assert [text for text, trains in found if trains] == ["it is wet<|im_end|>", "warm<|im_end|>"]
+    assert found[2] == ("\n<|im_start|>user\nand sun?<|im_end|>\n<|im_start|>assistant\n", False)
+    assert found[-1] == ("\n", False), "the newline after the turn is the template's"
+
+
+def test_turns_in_brackets(tokenizer: Any) -> None:
+    found = pieces(tokenizer, LLAMA2, row([("system", "be kind"), *TALK]))
+    assert [text for text, trains in found if trains] == [" it is wet <|im_end|>", " warm <|im_end|>"]
+    assert "".join(text for text, _ in found).startswith("<<SYS>>be kind<</SYS>>\n[INST] tell me about rain [/INST]")
+
+
+def test_turns_of_weight_zero_are_read_only(tokenizer: Any) -> None:
+    assert trained(tokenizer, CHATML, row(TALK, {1: 0})) == ["warm<|im_end|>"]
+    assert trained(tokenizer, CHATML, row(TALK, {1: 1, 3: 0})) == ["it is wet<|im_end|>"]
+    assert trained(tokenizer, CHATML, row(TALK, {0: 1, 1: 1})) == ["it is wet<|im_end|>", "warm<|im_end|>"]
+
+
+@pytest.mark.parametrize("template", [FORGETS, SHOUTS], ids=["forgets", "shouts"])
+def test_a_template_that_rewrites_earlier_turns_is_refused(template: str, tokenizer: Any) -> None:
+    talk = [(role, f"<think>hm</think>{text}" if role == "assistant" else text) for role, text in TALK]
+    with pytest.raises(DataError) as caught:
+        pieces(tokenizer, template, row(talk))
+    (problem,) = caught.value.problems
+    assert problem.code == "template-rewrites" and (problem.file, problem.line) == ("talk.jsonl", 3)
+    assert str(problem.values["turn"]) in problem.what
+    if template is FORGETS:
+        assert problem.values["turn"] == 2
+        assert trained(tokenizer, template, row(talk, {1: 0})) == ["<think>hm</think>warm<|im_end|>"], "the stated fix"
+
+
+def test_one_turn_is_never_rewritten(tokenizer: Any) -> None:
+    assert trained(tokenizer, FORGETS, row(TALK[:2])) == ["it is wet<|im_end|>"]
+
+
+def test_tools_are_shown_and_not_trained(tokenizer: Any) -> None:
+    given = row(TALK[:2], tools=[{"name": "radar", "parameters": {}}])
+    found = pieces(tokenizer, CHATML, given)
+    assert found[0][0].startswith("<|im_start|>system\nradar;<|im_end|>\n") and not found[0][1]
+    assert [text for text, trains in found if trains] == ["it is wet<|im_end|>"]
+    assert "radar;" in tokenizer.decode(Chat().prompt(given, tokenizer))
+
+
+def test_a_long_conversation_is_cut_and_counted(tokenizer: Any) -> None:
+    tokenizer.chat_template = CHATML
+    whole = Chat().encode(row(TALK), tokenizer, 256)
+    cut = Chat().encode(row(TALK), tokenizer, len(whole.token_T) - 4)
+    assert cut.cut == 4 and whole.cut == 0 and len(cut.token_T) == len(whole.token_T) - 4
+    assert whole.weight_T is not None and cut.weight_T is not None
+    assert np.array_equal(cut.token_T, whole.token_T[:-4]) and np.array_equal(cut.weight_T, whole.weight_T[:-4])
+    assert Chat().encode(row(TALK), tokenizer, 5).supervised == 0
+
+
+def test_the_prompt_is_what_stands_before_the_answer(tokenizer: Any) -> None:
+    for template in (CHATML, GENERATION, LLAMA2):
+        found = pieces(tokenizer, template, row(TALK))
+        before_last = "".join(text for text, _ in found[:3])
+        assert tokenizer.decode(Chat().prompt(row(TALK), tokenizer)) == before_last
+
+
+def test_the_tasks_system_message_is_for_rows_without(tokenizer: Any) -> None:
+    task = Chat(system="be brief")
+    assert pieces(tokenizer, CHATML, row(TALK), task)[0][0].startswith("<|im_start|>system\nbe brief<|im_end|>")
+    own = pieces(tokenizer, CHATML, row([("system", "be kind"), *TALK]), task)
+    assert own[0][0].startswith("<|im_start|>system\nbe kind<|im_end|>") and "brief" not in own[0][0]
+
+
+def test_words_of_any_script_train_whole(tokenizer: Any) -> None:
+    talk = [("user", "雨は?"), ("assistant", "濡れます 🌧 café"), ("user", "ok"), ("assistant", "はい")]
+    assert trained(tokenizer, CHATML, row(talk)) == ["濡れます 🌧 café<|im_end|>", "はい<|im_end|>"]
