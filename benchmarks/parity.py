@@ -4,9 +4,9 @@ Run as ``python -m benchmarks.parity``; ``--quick`` takes fewer steps. Prints a 
 figures, and exits with 1 where one is out of tolerance.
 
 Both sides begin with the same weights (Onsa's initial adapter or head is saved, and loaded by the reference), see the
-same rows in the same order, and have the same AdamW, clipping and schedule, without dropout. Onsa goes its ordinary way:
-a recipe, ``prepare``, a session and the loop, with its speed passes on and off. The references are used as their users
-use them, through their documented options alone:
+same rows in the same order, and have the same AdamW, clipping and schedule, without dropout. Onsa goes its ordinary
+way: a recipe, ``prepare``, a session and the loop, with its speed passes on and off. The references are used as their
+users use them, through their documented options alone:
 
 - TRL's ``SFTTrainer`` gets a PEFT model and a data set that is tokenised already, with the columns ``input_ids`` and
   ``assistant_masks``, of which it makes its labels itself. The masks are given, since SmolLM2's chat template marks no
@@ -16,8 +16,8 @@ use them, through their documented options alone:
 - Both take ``train_sampling_strategy="sequential"``.
 
 Schedules: over steps counted from 0, the linear and cosine schedules of transformers and of Onsa are the same function
-while there is no warm-up, and the comparison has none. With warm-up they differ on purpose. Transformers' first step has
-a rate of 0 and moves nothing; Onsa's rise has the factors 1/(n+1) … n/(n+1), so every step counts.
+while there is no warm-up, and the comparison has none. With warm-up they differ on purpose: transformers' first step
+has a rate of 0 and moves nothing, while Onsa's rise over n steps has the factors 1/(n+1) … n/(n+1), so each step counts.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import trainee
 from trainee import Moment
 
+import tiny
 from onsa.store.atomic import sha256_file
 
 SEED = 20
@@ -36,7 +36,7 @@ FORKS.set_forkserver_preload(
 )
 DRAFT = "*/checkpoints/.draft-step-*"
 # Each line is one run, killed at these moments one after the other. Python opens the tensors of a checkpoint twice, to
-# hash and to flush them; progress.json thrice, since it also writes that, and the manifest, which it does not hash, twice.
+# hash and to flush them; progress.json thrice, since it also writes that; the manifest, which it does not hash, twice.
 SAVING = (
     [Moment("open", f"{DRAFT}/trainable.safetensors", 5, halve=True)],
     [Moment("open", f"{DRAFT}/optimizer.safetensors", 3, halve=True), Moment("os.rename", "*/.events.jsonl.*.tmp")],

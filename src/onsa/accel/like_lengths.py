@@ -15,7 +15,7 @@ from onsa.accel.plan import Plan
 
 NAME = "like-lengths"
 BLOCK_TOKENS = {"cpu": 1024, "cuda": 16384}  # padded tokens that go through at once
-BLOCK_COST = {"cpu": 48, "cuda": 2048}  # what one more block costs, in tokens
+BLOCK_COST = {"cpu": 96, "cuda": 2048}  # what one more block costs, in tokens
 
 
 def refuse(plan: Plan) -> tuple[str, dict[str, Any]] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -35,8 +36,8 @@ class Progress:
 
     def seen(self, value: float, lower: bool, min_delta: float) -> Progress:
         """The progress after one more evaluation at the cursor's step."""
-        gain = None if self.best is None else (self.best - value if lower else value - self.best)
-        if gain is None or gain > min_delta:
+        gain = math.inf if self.best is None else (self.best - value if lower else value - self.best)
+        if math.isfinite(value) and gain > min_delta:
             return replace(self, best=value, best_step=self.cursor.step, stale=0)
         return replace(self, stale=self.stale + 1)
 

@@ -67,7 +67,8 @@ def _topics(turns: dict[str, list[list[str]]], folder: Path) -> Recipe:
             "data": {"path": str(path), "columns": {"text": "question", "label": "topic"}, "split": "6:1:3"},
             "task": "text-classification",
             "adaptation": "full",
-            "train": {"epochs": 10},
+            "optimizer": {"lr": 4e-4, "lr_new": 2e-3},
+            "train": {"epochs": 16},
         }
     )
 

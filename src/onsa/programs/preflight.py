@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from onsa.data.table import Dataset, Row
@@ -33,6 +34,7 @@ def template(task: Task, dataset: Dataset, tokenizer: Any, name: str) -> list[Pr
         return list(error.problems)
     except Exception as error:  # a template is a program of the model's author: it can raise anything
         return [Problem("template-fails", {"reason": str(error)}, row.file, row.line)]
+    found += _tools(task, dataset, tokenizer)
     text = tokenizer.decode(example.token_T)
     lost = [m for m in task.messages(row) if str(m.get("content") or "").strip() not in text]
     if lost:
@@ -41,6 +43,17 @@ def template(task: Task, dataset: Dataset, tokenizer: Any, name: str) -> list[Pr
     if ends and ends[0] not in tokenizer.all_special_ids:
         found.append(Problem("turn-end-missing", {}, row.file, row.line, level=Level.WARNING))
     return found
+
+
+def _tools(task: Chat, dataset: Dataset, tokenizer: Any) -> list[Problem]:
+    """Whether the template shows the tools that rows offer."""
+    row = next((row for row in dataset.train if row.values.get("tools")), None)
+    if row is None:
+        return []
+    bare = replace(row, values={**row.values, "tools": None})
+    if task.prompt(row, tokenizer) != task.prompt(bare, tokenizer):
+        return []
+    return [Problem("template-hides-tools", {}, row.file, row.line, level=Level.WARNING)]
 
 
 def tokens(

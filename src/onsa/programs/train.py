@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,10 +18,11 @@ from onsa.objectives.base import Objective
 from onsa.programs.forecast import Forecast, adapted, forecast, work
 from onsa.programs.history import Journal, read_history
 from onsa.programs.measure import document, measure
+from onsa.programs.preflight import places
 from onsa.programs.prepare import Prepared, prepare
 from onsa.programs.report import METRICS, REPORT, write_report
 from onsa.serve.predictor import MODEL
-from onsa.spec.errors import Level, MachineError, OnsaError, StoreError
+from onsa.spec.errors import Level, MachineError, OnsaError, Problem, StoreError, TrainingError
 from onsa.spec.recipe import Recipe
 from onsa.store.atomic import ensure_space, publish, write_text
 from onsa.store.home import home
@@ -167,11 +168,22 @@ def _followed(store: Store, run: Run, prepared: Prepared, job: loop.Job) -> Gene
             yield event
             if stop and isinstance(event, Evaluated) and event.stale >= stop.patience:
                 return True
+    except TrainingError as error:
+        raise TrainingError(_placed(problem, prepared) for problem in error.problems) from None
     finally:
         steps.close()  # type: ignore[attr-defined]  # a generator: closing it keeps the place
         if journal is not None:
             journal.close()
     return False
+
+
+def _placed(problem: Problem, prepared: Prepared) -> Problem:
+    """A problem of a step with its rows as places in the user's file, in place of their numbers."""
+    if "rows" not in problem.values:
+        return problem
+    rows = [prepared.dataset.train[int(row)] for row in str(problem.values["rows"]).split(", ")]
+    values = {**problem.values, "rows": places(rows)}
+    return replace(problem, values=values, file=rows[0].file, line=rows[0].line)
 
 
 def _keep_best(session: Session, prepared: Prepared, run: Run, checkpoints: Path) -> None:
