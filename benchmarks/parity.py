@@ -17,7 +17,7 @@ users use them, through their documented options alone:
 
 Schedules: over steps counted from 0, the linear and cosine schedules of transformers and of Onsa are the same function
 while there is no warm-up, and the comparison has none. With warm-up they differ on purpose: transformers' first step
-has a rate of 0 and moves nothing, while Onsa's rise over n steps has the factors 1/(n+1) … n/(n+1), so each step counts.
+has a rate of 0 and moves nothing, while Onsa's rise over n steps has the factors 1/(n+1) … n/(n+1), so each counts.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Result:
 def chat(folder: Path, **settings: Any) -> Recipe:
     """LoRA on SmolLM2, with the shortest rows of the support data."""
     lines = Path(_demo("support")).read_text(encoding="utf-8").splitlines()
-    short = set(sorted(lines, key=len)[:180])
+    short = set(sorted(lines, key=len)[:120])
     path = folder / "short.jsonl"
     path.write_text("\n".join(line for line in lines if line in short), encoding="utf-8")
     return _recipe("smollm2-135m", {"path": str(path)}, {"task": "chat", "adaptation": "lora"} | settings, 4, 1e-3)

@@ -40,7 +40,7 @@ def document(task: str, outcomes: tuple[Outcome, Outcome], metrics: Callable[[Ou
             "precision": "fp32",
             "seed": 7,
         },
-        baseline="logistic regression on frozen embeddings of minilm-l6",
+        baseline="probe",
         verdict=Verdict(metric=first, better=found[first].better, rows=len(base.row_R)),
         comparisons=[compared(name, one, name in FALLING) for name, one in found.items()],
         history=history(),
@@ -198,7 +198,7 @@ def chat() -> Document:
         return {"loss": loss, "perplexity": float(np.exp(loss))}
 
     made = document("chat", (outcomes[0], outcomes[1]), metrics)
-    made["baseline"] = "smollm2-135m untuned"
+    made["baseline"] = "untuned"
     made["asked"]["model"] = "smollm2-135m"
     made["answers"] = [
         Answer(

@@ -121,11 +121,13 @@ def test_verdicts() -> None:
     entry["base"] = {"value": 0.83, "low": 0.77, "high": 0.89}
     entry["tuned"] = {"value": 0.92, "low": 0.88, "high": 0.96}
     entry["difference"], entry["better"] = {"value": 0.09, "low": 0.03, "high": 0.15}, True
-    made["baseline"] = "X"
     assert verdict(made, "en") == (
-        "Tuning paid: accuracy 0.92 against 0.83 for X, +0.09 (95 % interval +0.03 to +0.15, 150 held-out rows)."
+        "Tuning paid: accuracy 0.92 against 0.83 for a linear model on the frozen embeddings of minilm-l6, "
+        "+0.09 (95 % interval +0.03 to +0.15, 150 held-out rows)."
     )
-    assert verdict(made, "ja").startswith("チューニングの効果がありました: 正解率 0.92 (X は 0.83)")
+    assert verdict(made, "ja").startswith(
+        "調整の効果がありました: 正解率 0.92 (minilm-l6 の固定埋め込みに対する線形モデルは 0.83)"
+    )
     entry["better"] = False
     assert verdict(made, "en").startswith("Tuning did not pay")
     entry["better"] = None

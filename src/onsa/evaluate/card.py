@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from onsa.evaluate.document import Compared, Document, Range, headline, verdict
+from onsa.evaluate.document import Compared, Document, Range, baseline_name, headline, verdict
 from onsa.evaluate.wording import count, decimals, duration, fixed, metric_name, reasons, share, signed
 from onsa.spec.messages import language, say
 
@@ -128,7 +128,7 @@ def _data(document: Document, lang: str) -> str:
 
 def _evaluation(document: Document, lang: str) -> str:
     """The table of metrics, each with its interval."""
-    baseline = document["baseline"] or say("report.none", lang)
+    baseline = baseline_name(document, lang) or say("report.none", lang)
     rows = count(document["verdict"]["rows"])
     heads = [say(f"report.{code}", lang) for code in ("compare.metric", "base", "tuned", "compare.difference")]
     table = [f"| {' | '.join(heads)} |", "|---|---|---|---|"]

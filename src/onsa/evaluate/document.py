@@ -232,14 +232,14 @@ class Versions(TypedDict):
 class Document(TypedDict):
     """The whole of ``metrics.json``.
 
-    baseline: the name of what tuning is measured against, or ``None`` where nothing was.
+    baseline: what tuning is measured against: the base as it is, a linear probe on it, or ``None`` where nothing was.
     recipe: the resolved recipe as YAML text.
     """
 
     format: int
     run: Run
     asked: Asked
-    baseline: str | None
+    baseline: Literal["untuned", "probe"] | None
     verdict: Verdict
     comparisons: list[Compared]
     history: History
@@ -290,6 +290,12 @@ def headline(document: Document) -> Compared | None:
     return next((entry for entry in document["comparisons"] if entry["metric"] == metric), None)
 
 
+def baseline_name(document: Document, lang: str | None = None) -> str | None:
+    """What tuning is measured against, in words."""
+    kind = document["baseline"]
+    return say(f"baseline-{kind}", lang, model=document["asked"]["model"]) if kind else None
+
+
 def verdict(document: Document, lang: str | None = None) -> str:
     """Whether tuning paid, in one sentence: the headline metric against the baseline, with the interval."""
     entry, rows = headline(document), document["verdict"]["rows"]
@@ -308,7 +314,7 @@ def verdict(document: Document, lang: str | None = None) -> str:
         lang,
         **named,
         base=fixed(entry["base"]["value"], places),
-        baseline=document["baseline"] or say("report.base", lang),
+        baseline=baseline_name(document, lang),
         difference=signed(spread["value"], places),
         low=signed(spread["low"], places),
         high=signed(spread["high"], places),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from onsa.evaluate import curves, mistakes
 from onsa.evaluate.baselines import probe, untuned
@@ -36,7 +36,6 @@ from onsa.programs.prepare import Prepared
 from onsa.serve.predictor import MODEL, Predictor, load_run
 from onsa.spec.component import Form
 from onsa.spec.errors import Level
-from onsa.spec.messages import say
 from onsa.store.run import Run
 from onsa.tasks.base import Outcome, TokenTask
 
@@ -47,7 +46,7 @@ class Measured:
 
     base: Outcome | None
     tuned: Outcome
-    baseline: str | None
+    baseline: Literal["untuned", "probe"] | None
     answers: list[Answer]
 
 
@@ -59,14 +58,13 @@ def measure(prepared: Prepared, folder: Path) -> Measured:
     answers = _answers(prepared, tuned, None)
     if not recipe.evaluate.baseline:
         return Measured(None, tuned_outcome, None, answers)
-    name = recipe.model.name
     base = load_run(folder, recipe, tuned=False)
     if task.head is Head.ROWS:
         train = prepared.examples["train"]
         outcome = probe(base.policy, task, train, test, prepared.plan, recipe.seed)
-        return Measured(outcome, tuned_outcome, say("baseline-probe", model=name), answers)
+        return Measured(outcome, tuned_outcome, "probe", answers)
     outcome = untuned(base.policy, task, test, prepared.plan)
-    return Measured(outcome, tuned_outcome, say("baseline-untuned", model=name), _answers(prepared, tuned, base))
+    return Measured(outcome, tuned_outcome, "untuned", _answers(prepared, tuned, base))
 
 
 def _answers(prepared: Prepared, tuned: Predictor, base: Predictor | None) -> list[Answer]:

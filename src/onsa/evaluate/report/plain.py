@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onsa.evaluate.document import Document
+from onsa.evaluate.document import Document, baseline_name
 from onsa.evaluate.report.view import Fact, Section, Side, Wrong
 from onsa.evaluate.wording import count, duration, reasons, share, short, storage
 from onsa.spec.messages import say
@@ -26,7 +26,7 @@ def asked(document: Document, lang: str) -> Section:
         "max-length": None if longest is None else count(longest),
         "precision": was.get("precision"),
         "seed": str(was["seed"]),
-        "baseline": document["baseline"],
+        "baseline": baseline_name(document, lang),
     }
     facts = [Fact(say(f"report.asked.{name}", lang), value) for name, value in values.items() if value]
     return Section("asked", say("report.section.asked", lang), facts=facts)
