@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from onsa.programs.train import Told
 
+SHOWN_METRICS = 2
 MARKS = {Level.ERROR: ("✗", "bold red"), Level.WARNING: ("!", "yellow"), Level.NOTE: ("·", "dim")}
 
 
@@ -87,6 +88,7 @@ class Follower:
     def see(self, event: Told) -> None:
         """Show one event."""
         from onsa.engine import events
+        from onsa.evaluate.wording import metric_name
         from onsa.programs import train
 
         match event:
@@ -101,7 +103,8 @@ class Follower:
             case events.Stepped():
                 self._advance(event)
             case events.Evaluated():
-                shown = "  ".join(f"{name} {value:.4f}" for name, value in event.metrics.items())
+                first = list(event.metrics.items())[:SHOWN_METRICS]  # the rest is in the report
+                shown = "  ".join(f"{metric_name(name)} {value:.4f}" for name, value in first)
                 mark = f"  ← {say('train-best')}" if event.best else ""
                 self.console.print(say("train-evaluated", step=event.step, epoch=event.epoch + 1, shown=shown) + mark)
             case train.Measuring():
