@@ -1,5 +1,7 @@
-# make env   makes .venv with everything pinned    make demo   the main job on embedded weights and data
-# make test  the whole test suite                  make check  lint, types, layers and sizes alone
+# make env    makes .venv with everything pinned
+# make demo   the main job on embedded weights and data
+# make test   checks, then all tests with the speed passes and without them
+# make check  lint, types, layers and sizes alone
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,3 +28,4 @@ check: env
 
 test: check
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	ONSA_TEST_ACCEL=off $(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -12,6 +12,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 
 
+def pytest_configure() -> None:
+    """``ONSA_TEST_ACCEL=off`` runs the same tests on the plain path: every recipe that says nothing gets no pass."""
+    if os.environ.get("ONSA_TEST_ACCEL") == "off":
+        from onsa.spec.recipe import Recipe
+        from onsa.spec.sections import Accel
+
+        Recipe.model_fields["accel"].default = Accel(mode="off")
+        Recipe.model_rebuild(force=True)
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An ONSA_HOME that only this test sees, and English messages."""

@@ -53,13 +53,14 @@ def write_chat(path: Path) -> Path:
 
 def make_bert(folder: Path) -> Path:
     """A BERT of 2 layers, 32 wide, 64 positions."""
-    words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
+    known = sorted({word for text, _ in questions() for word in text.split()} - set(letters))
+    # A vocabulary by hand: WordPiece's trainer gives another one each time.
+    vocabulary = [*special, *known, *letters, *(f"##{letter}" for letter in letters)]
+    words = Tokenizer(models.WordPiece({word: i for i, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     words.normalizer = normalizers.BertNormalizer()
     words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    words.train_from_iterator(
-        [text for text, _ in questions()], trainers.WordPieceTrainer(vocab_size=300, special_tokens=special)
-    )
     words.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )

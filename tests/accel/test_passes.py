@@ -140,3 +140,18 @@ def test_micro_batches_hold_every_row_once(lengths: list[int], accumulate: int, 
         assert sorted(row for batch in batches for row in batch.row_R) == list(range(len(lengths)))
     batches = micro_batches(examples, plan, accumulate)
     assert max(len(batch.row_R) for batch in batches) <= -(-len(lengths) // accumulate)
+
+
+@pytest.mark.parametrize("blocks", ["as-drawn", "like-lengths"])
+def test_no_rows_are_no_batches(blocks: Any) -> None:
+    assert evaluation_batches([], replace(PLAIN, blocks=blocks)) == []
+
+
+@given(st.lists(st.integers(1, 6000), max_size=100))
+def test_plain_evaluation_is_bounded_in_rows_and_tokens(lengths: list[int]) -> None:
+    examples = [Example(np.zeros(length, np.int32), target=0, row=row) for row, length in enumerate(lengths)]
+    found = evaluation_batches(examples, PLAIN)
+    assert [row for batch in found for row in batch.row_R] == list(range(len(lengths)))
+    for batch in found:
+        rows = len(batch.row_R)
+        assert rows == 1 or (rows <= 32 and rows * max(batch.length_R) <= 4096)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 import tiny
 from app.conftest import Onsa
+from onsa.spec.errors import Problem
 from onsa.store.run import State
 from onsa.store.runs import Store
 
@@ -162,7 +164,10 @@ def begin(path: Path) -> subprocess.Popen[str]:
 @pytest.fixture
 def long(tiny_bert: Path, topics_csv: Path) -> Iterator[Path]:
     """A recipe that takes a few seconds at least."""
-    yield recipe(tiny_bert, topics_csv, "text-classification", max_steps=200, batch_rows=4, eval_steps=200)
+    path = recipe(tiny_bert, topics_csv, "text-classification", max_steps=200, batch_rows=4, eval_steps=200)
+    # The speed passes are named, so that a process of its own reads the same recipe.
+    path.write_text(json.dumps({**json.loads(path.read_text()), "accel": "auto"}))
+    yield path
 
 
 def test_pause_and_go_on(long: Path, onsa: Onsa) -> None:
@@ -224,3 +229,45 @@ def test_python_api_pauses_where_the_caller_breaks_off(classify: Path) -> None:
         assert [run.state for run in store.list()] == [State.PAUSED]
     steps = [event.step for event in onsa.train(read) if type(event).__name__ == "Stepped"]
     assert steps[-3:] == [2, 3, 4]  # the step at which it broke off may be told once more
+
+
+@pytest.mark.parametrize("split", ["8:2:0", "8:0:0"])
+def test_without_held_out_rows_a_run_finishes_unmeasured(split: str, classify: Path, onsa: Onsa) -> None:
+    said = onsa("train", classify, "--set", f"data.split={split}")
+    assert said.code == 0 and "Nothing was measured" in said.out, said.err
+    written = onsa("report", "--json").document["metrics"]
+    assert written["comparisons"] == [] and written["verdict"] == {"metric": "accuracy", "better": None, "rows": 0}
+    assert onsa("runs").code == 0
+
+
+def test_texts_of_users_are_not_markup(topics_csv: Path, onsa: Onsa) -> None:
+    rows = topics_csv.read_text().splitlines()
+    hostile = topics_csv.with_name("[red]topics.csv")
+    hostile.write_text("\n".join([rows[0], *(f"[/INST] [red] :smile: {row}" for row in rows[1:])]))
+    said = onsa("new", hostile.name)
+    assert said.code == 0 and "[/INST] [red] :smile: " in said.out and "[red]topics.csv" in said.out
+
+
+def test_a_run_names_its_file_as_it_is(tiny_bert: Path, topics_csv: Path, onsa: Onsa) -> None:
+    data = topics_csv.rename(topics_csv.with_name("[red]questions.csv"))
+    said = onsa("train", recipe(tiny_bert, data, "text-classification"))
+    assert said.code == 0 and data.name in said.err
+    assert data.name in onsa("runs").out
+
+
+def test_check_gives_one_document_where_memory_is_short(
+    classify: Path, onsa: Onsa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from onsa.programs.forecast import Forecast
+
+    monkeypatch.setattr(Forecast, "problem", lambda self: Problem("memory-short", {"needed": "9", "free": "1"}))
+    said = onsa("check", classify, "--json")
+    assert said.code == 2 and [one["code"] for one in said.document["problems"]][-1] == "memory-short"
+    assert "9 GB" in said.err
+
+
+def test_chat_as_json_prompts_on_standard_error(converse: Path, onsa: Onsa, monkeypatch: pytest.MonkeyPatch) -> None:
+    onsa("train", converse)
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is soup like\n"))
+    said = onsa("chat", "--json")
+    assert [turn["user"] for turn in said.document] == ["what is soup like"] and ">" in said.err

@@ -157,4 +157,4 @@ def test_speed_passes_do_not_change_the_result(kind: str, head: str, attempt: An
     assert not any(d.applied for d in plain.decisions) and any(d.applied for d in plan.decisions)
     assert slow == pytest.approx(fast, rel=1e-5)
     flat = [torch.cat([value.flatten() for value in weights.values()]) for weights in (slow_weights, fast_weights)]
-    assert trial.apart(*flat) <= 1e-5
+    assert trial.apart(*flat) <= 5e-5  # six steps carry the first one's 1e-5 on

@@ -81,3 +81,8 @@ def test_it_agrees_with_transformers(kind: str, rise: int, total: int) -> None:
 def test_a_cosine_ends_at_its_floor() -> None:
     found = schedule("cosine", floor=0.25)
     assert found.after_warmup(1.0) == pytest.approx(0.25) and found.after_warmup(0.5) == pytest.approx(0.625)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_named_kind_warms_up_as_the_usual_one(kind: str) -> None:
+    assert schedule(kind).warmup == 0.1

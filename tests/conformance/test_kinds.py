@@ -115,7 +115,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_third_parties_add_kinds_through_entry_points(plugin: None, attempt: Any) -> None:
     assert "halves" in registry.kinds("schedule")
     assert registry.load("schedule", "linear").__module__ == "onsa.optim.schedules.linear", "built-ins stay"
-    halves = {"kind": "halves", "parts": 3}
+    halves = {"kind": "halves", "warmup": 0, "parts": 3}
     prepared = attempt("rows", schedule=halves, optimizer={"kind": "adamw", "lr": 0.1})
     assert parse_recipe(yaml.safe_load(prepared.recipe.dump())) == prepared.recipe
     said, _ = trial.advance(prepared, trial.opened(prepared), 6)

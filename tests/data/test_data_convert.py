@@ -128,3 +128,21 @@ def test_the_nearest_role_is_named() -> None:
 def test_what_is_no_conversation_is_not_made_one(value: Any) -> None:
     with pytest.raises(ValueError, match="no list of messages"):
         to_messages({"messages": value})
+
+
+def test_a_prompt_may_wait_for_its_completion() -> None:
+    for values in ({"prompt": "Hi"}, {"prompt": "Hi", "completion": None}, {"prompt": "Hi", "completion": ""}):
+        assert to_messages(values) == [USER]
+        assert check_conversation(values, answered=False) is None
+        assert check_conversation(values) == ("prompt-incomplete", {"role": "completion"})
+    assert check_conversation({"messages": [USER]}, answered=False) is None
+    assert check_conversation({"messages": [{"role": "user"}]}, answered=False) is not None
+
+
+def test_a_system_column_comes_first_where_there_is_none() -> None:
+    system = {"role": "system", "content": "Be kind."}
+    for values in ({"messages": CHAT}, {"prompt": "Hi", "completion": "Hello."}):
+        assert to_messages({**values, "system": "Be kind."}) == [system, *CHAT]
+        for blank in (None, "", " ", float("nan")):
+            assert to_messages({**values, "system": blank}) == CHAT
+    assert to_messages({"messages": [system, *CHAT], "system": "Be brief."}) == [system, *CHAT]

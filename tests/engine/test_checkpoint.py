@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from onsa.engine import checkpoint
 from onsa.engine.checkpoint import Progress
 from onsa.sources.base import Cursor
+from onsa.spec.errors import MachineError
 from onsa.store.atomic import sha256_file
 
 
@@ -90,12 +94,42 @@ def test_nothing_there_is_no_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path / "nowhere") == (None, [])
 
 
-def test_an_evaluation_counts_as_better_above_the_delta_only() -> None:
-    at = Progress(Cursor(1)).seen(1.0, lower=True, min_delta=0.1)
-    assert (at.best, at.best_step, at.stale) == (1.0, 1, 0)
-    at = Progress(Cursor(2), at.best, at.best_step, at.stale).seen(0.95, lower=True, min_delta=0.1)
-    assert (at.best, at.best_step, at.stale) == (1.0, 1, 1)
-    at = Progress(Cursor(3), at.best, at.best_step, at.stale).seen(0.85, lower=True, min_delta=0.1)
-    assert (at.best, at.best_step, at.stale) == (0.85, 3, 0)
-    at = Progress(Cursor(4), at.best, at.best_step, at.stale).seen(0.9, lower=False, min_delta=0.0)
-    assert (at.best, at.best_step, at.stale) == (0.9, 4, 0)
+def test_any_gain_is_the_best_and_the_delta_says_what_is_stale() -> None:
+    at = Progress()
+    for step, value, lower, delta, found in [
+        (1, 1.0, True, 0.1, (1.0, 1, 0)),
+        (2, 0.95, True, 0.1, (0.95, 2, 1)),
+        (3, 0.96, True, 0.1, (0.95, 2, 2)),
+        (4, 0.8, True, 0.1, (0.8, 4, 0)),
+        (5, 0.9, False, 0.0, (0.9, 5, 0)),
+        (6, float("nan"), False, 0.0, (0.9, 5, 1)),
+        (7, float("inf"), False, 0.0, (0.9, 5, 2)),
+    ]:
+        at = replace(at, cursor=Cursor(step)).seen(value, lower, delta)
+        assert (at.best, at.best_step, at.stale) == found
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+FULL_RUST = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("fault", [FULL, FULL_RUST], ids=["python", "rust"])
+def test_a_disk_that_fills_is_said_and_nothing_is_left(fault: Exception, tmp_path: Path) -> None:
+    sound = write(tmp_path, 1)
+
+    def fill(folder: Path) -> None:
+        (folder / "weights").write_bytes(b"half")
+        raise fault
+
+    with pytest.raises(MachineError) as caught:
+        checkpoint.write(tmp_path, Progress(Cursor(2)), fill)
+    assert caught.value.problems[0].code == "disk-full"
+    assert list(tmp_path.iterdir()) == [sound]
+
+
+def test_any_other_fault_of_saving_stays_what_it_is(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        raise SafetensorError("invalid header")
+
+    with pytest.raises(SafetensorError, match="invalid header"):
+        checkpoint.write(tmp_path, Progress(Cursor(2)), fail)

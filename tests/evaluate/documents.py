@@ -59,6 +59,7 @@ def document(task: str, outcomes: tuple[Outcome, Outcome], metrics: Callable[[Ou
         data={"file": "support.csv", "sha256": "9b" * 32, "removed": {"row-empty": 3, "row-duplicate": 12}},
         model={
             "base": "sentence-transformers/all-MiniLM-L6-v2",
+            "packaged": None,
             "sha256": "4e" * 32,
             "licence": "Apache-2.0",
             "saved_as": "peft",
@@ -71,7 +72,8 @@ def document(task: str, outcomes: tuple[Outcome, Outcome], metrics: Callable[[Ou
             "onsa": "0.1.0",
             "platform": "Linux x86_64",
         },
-        recipe="model: {name: minilm-l6}\ndata: {path: support.csv}\ntask: {kind: text-classification}\nseed: 7\n",
+        recipe="model: {name: minilm-l6}\ndata: {path: support.csv}\n"
+        f"task: {{kind: text-classification, labels: [{', '.join(LABELS)}]}}\nseed: 7\n",
         warnings=["Class 'login' has 9 training rows; its scores are uncertain."],
     )
 

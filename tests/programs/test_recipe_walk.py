@@ -234,8 +234,8 @@ TABLE: dict[str, Entry] = {
     "evaluate.baseline": Entry(False, proved),
     "evaluate.answers": Entry(2, proved, "talks"),
     "evaluate.max_new_tokens": Entry(1, proved, "talks", {"optimizer.lr": 0.02, "train.max_steps": 20}),
-    "accel.mode": Entry("off", decisions),
-    "accel.skip": Entry(["fused-optimizer"], decisions),
+    "accel.mode": Entry("off", decisions, before={"accel.mode": "auto"}),
+    "accel.skip": Entry(["fused-optimizer"], decisions, before={"accel.mode": "auto"}),
     "seed": Entry(8, losses),
 }
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from onsa.data.profile import ColumnProfile, Look, Profile
 from onsa.data.table import Row
 from onsa.programs import preflight
 from onsa.spec.errors import DataError
@@ -137,3 +138,46 @@ def test_the_tasks_system_message_is_for_rows_without(tokenizer: Any) -> None:
 def test_words_of_any_script_train_whole(tokenizer: Any) -> None:
     talk = [("user", "雨は?"), ("assistant", "濡れます 🌧 café"), ("user", "ok"), ("assistant", "はい")]
     assert trained(tokenizer, CHATML, row(talk)) == ["濡れます 🌧 café<|im_end|>", "はい<|im_end|>"]
+
+
+@pytest.mark.parametrize("said", [TALK, TALK[:1]], ids=["encode", "prompt"])
+def test_a_template_that_raises_names_the_row(said: list[tuple[str, str]], tokenizer: Any) -> None:
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(DataError) as caught:
+        if said is TALK:
+            Chat().encode(row(said), tokenizer, 256)
+        else:
+            Chat().prompt(row(said), tokenizer)
+    (problem,) = caught.value.problems
+    assert problem.code == "template-fails" and (problem.file, problem.line) == ("talk.jsonl", 3)
+    assert "roles must alternate" in problem.what
+    assert Chat().stop_ids(tokenizer) == {tokenizer.eos_token_id}
+
+
+def test_a_turn_ends_as_under_the_template(tokenizer: Any) -> None:
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    tokenizer.eos_token = "<|endoftext|>"
+    for template in (CHATML, GENERATION, STRIPS, FORGETS):
+        tokenizer.chat_template = template
+        assert Chat().stop_ids(tokenizer) == {end, tokenizer.eos_token_id}
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    assert Chat().stop_ids(tokenizer) == {tokenizer.eos_token_id}
+
+
+def test_a_system_column_opens_the_conversation(tokenizer: Any) -> None:
+    given = Row({"prompt": "hi", "completion": "hello", "system": "be kind"}, "", 1)
+    found = pieces(tokenizer, CHATML, given, Chat(system="be brief"))
+    assert found[0][0].startswith("<|im_start|>system\nbe kind<|im_end|>") and "brief" not in found[0][0]
+
+
+def test_system_and_tools_are_found_beside_any_conversation() -> None:
+    def table(**columns: Look) -> Profile:
+        return Profile(tuple(ColumnProfile(name, look, 3, 3, 9.0, ()) for name, look in columns.items()), 3, "en")
+
+    beside = {"System": Look.TEXT, "TOOLS": Look.OTHER}
+    for own, shape in (
+        ({"messages": "talk"}, {"talk": Look.MESSAGES}),
+        ({"prompt": "Prompt", "completion": "Answer"}, {"Prompt": Look.TEXT, "Answer": Look.TEXT}),
+    ):
+        match = Chat.recognise(table(**shape, **beside))
+        assert match is not None and match.columns == {**own, "system": "System", "tools": "TOOLS"}

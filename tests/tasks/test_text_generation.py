@@ -68,3 +68,18 @@ def test_rows_without_anything_to_learn_are_told() -> None:
     for values in ({"text": " "}, {"prompt": "a", "completion": ""}, {"prompt": "a", "completion": None}, {}):
         assert TASK.problem_of(Row(values, "", 1)) is not None
     assert TASK.problem_of(Row({"prompt": "", "completion": "b"}, "", 1)) is None
+
+
+def test_a_completion_without_a_prompt_is_a_beginning(tokenizer: Any) -> None:
+    for values in ({"completion": "rain"}, {"prompt": None, "completion": "rain"}):
+        row = Row(values, "", 1)
+        assert trained(tokenizer, encoded(tokenizer, **values)) == "rain<|im_end|>"
+        assert (TASK.inputs(row), TASK.answer(row), TASK.prompt(row, tokenizer)) == ("", "rain", [])
+
+
+def test_a_plain_text_asks_nothing(tokenizer: Any) -> None:
+    typed, plain = Row(TASK.from_text("i like"), "", 0), Row({"text": "i like"}, "", 0)
+    assert TASK.inputs(typed) == TASK.inputs(plain) == "i like"
+    assert TASK.prompt(typed, tokenizer) == TASK.prompt(plain, tokenizer), "it is continued"
+    assert not TASK.asks(plain) and TASK.asks(Row({"prompt": "a", "completion": "b"}, "", 0))
+    assert TASK.answer(plain) == ""

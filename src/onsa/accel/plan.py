@@ -38,7 +38,9 @@ class Decision:
 class Plan:
     """The facts that passes look at, and the choices they make.
 
-    head, device, vocabulary, softcap: facts of the model; ``lengths`` are those of the training rows, in tokens.
+    head, device, optimizer: what is trained, where, and by what.
+    lengths: of the training rows, in tokens; ``supervised_share`` is the share of their tokens that train.
+    plain_head: the model's logits are its head's output and nothing more.
     logits: where the vocabulary's logits are computed.
     blocks: how a step's rows are divided into what goes through the network at once.
     fused: use the optimizer's fused step.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -20,7 +21,7 @@ class Lora(Adaptation):
     rank: inner width of the update.
     alpha: scale of the update; ``None`` is twice the rank.
     dropout: on the input of the update.
-    targets: ``all-linear``, or names of the modules to adapt (the end of their path).
+    targets: ``all-linear``, or names of the modules to adapt (whole names at the end of their path).
     """
 
     kind: ClassVar[str] = "lora"
@@ -35,13 +36,8 @@ class Lora(Adaptation):
     def apply(self, network: nn.Module, head: Head, new: frozenset[str]) -> nn.Module:
         from peft import LoraConfig, TaskType, get_peft_model
 
-        names = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
         wanted = (self.targets,) if isinstance(self.targets, str) else self.targets
-        for target in wanted:
-            if target != "all-linear" and not any(name.endswith(target) for name, _ in network.named_modules()):
-                raise RecipeError.of(
-                    "target-unmatched", key="adaptation.targets", value=target, choices=", ".join(sorted(names))
-                )
+        _check_targets(network, wanted, new)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha if self.alpha is not None else 2 * self.rank,
@@ -70,3 +66,22 @@ class Lora(Adaptation):
     def merge(self, network: nn.Module) -> nn.Module:
         merged: nn.Module = network.merge_and_unload()  # type: ignore[operator]  # a PEFT model
         return merged
+
+
+def _check_targets(network: nn.Module, wanted: Sequence[str], new: frozenset[str]) -> None:
+    """Match names as PEFT does, which refuses, in words of its own, a match that it cannot adapt.
+
+    Raises:
+        RecipeError: a name matches nothing that can be adapted.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    kinds = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)
+    modules = dict(network.named_modules())
+    adaptable = {name for name, module in modules.items() if isinstance(module, kinds) and f"{name}.weight" not in new}
+    for target in wanted:
+        matched = [name for name in modules if name == target or name.endswith(f".{target}")]
+        fits = adaptable.intersection(matched) and all(isinstance(modules[name], kinds) for name in matched)
+        if target != "all-linear" and not fits:
+            choices = ", ".join(sorted({name.rpartition(".")[2] for name in adaptable}))
+            raise RecipeError.of("target-unmatched", key="adaptation.targets", value=target, choices=choices)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from onsa.spec.errors import OnsaError, TrainingError
+from onsa.spec.errors import Level, OnsaError, TrainingError
 
 if TYPE_CHECKING:
     from onsa.spec.recipe import Recipe
@@ -72,28 +72,32 @@ def check(
     json: Json = False,
 ) -> None:
     """Preflight: everything that is wrong, at once, before any training time."""
-    from onsa.app.console import emit, out
+    from onsa.app.console import emit, err, out, show_problems
     from onsa.app.show import preflight
     from onsa.programs.check import check as run_check
 
     with _recipe(recipe, overrides) as read:
-        checked = run_check(read, timing, rows)
-    if json:
-        emit(checked.document())
-    else:
+        checked = run_check(read, timing, rows, err().print)
+    if not json:
         preflight(out(), checked)
-    checked.stop_at_errors()
+        checked.stop_at_errors()
+        return
+    emit(checked.document())  # the one document, which also holds what stops a run
+    errors = [problem for problem in checked.problems if problem.level is Level.ERROR]
+    if errors:
+        show_problems(err(), errors)
+        raise typer.Exit(2)
 
 
 @app.command()
 def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) -> None:
     """The resolved recipe, what each speed pass decided and why, and the forecast of memory and time."""
-    from onsa.app.console import emit, out
+    from onsa.app.console import emit, err, out
     from onsa.app.show import plan as show_plan
     from onsa.programs.check import check as run_check
 
     with _recipe(recipe, overrides) as read:
-        checked = run_check(read, timing=True, rows=0)
+        checked = run_check(read, timing=True, rows=0, progress=err().print)
     if json:
         emit(checked.document())
     else:
@@ -114,7 +118,7 @@ def train(
     from onsa.programs.train import train as begin
 
     with _recipe(recipe, overrides) as read:
-        ended = follow(begin(read, fresh), err())
+        ended = follow(begin(read, fresh, err().print), err())
     if ended is None:
         if json:
             emit({"state": "paused"})
@@ -168,11 +172,11 @@ def chat(
     json: Json = False,
 ) -> None:
     """Talk to a tuned model."""
-    from onsa.app.console import emit, out
+    from onsa.app.console import emit, err, out
     from onsa.app.talking import talk
     from onsa.programs.predict import conversation
 
-    said = talk(conversation(run, base), out(), message, quiet=json)
+    said = talk(conversation(run, base), err() if json else out(), message, quiet=json)
     if json:
         emit(said)
 
@@ -234,8 +238,8 @@ def demo(json: Json = False) -> None:
     from onsa.programs.train import train as begin
 
     results: dict[str, Any] = {}
-    for one in demos():
-        ended = follow(begin(one.recipe), err())
+    for one in demos(err().print):
+        ended = follow(begin(one.recipe, progress=err().print), err())
         if ended is None:
             raise typer.Exit(130)
         results[one.name] = {"run": ended.run.id, "folder": str(ended.run.folder), "metrics": ended.document}

@@ -1,6 +1,7 @@
 """What a person sees in the terminal: tables, progress, problems.
 
-Logs go to standard error, results to standard output.
+Logs go to standard error, results to standard output. What is shown comes from users' files, so it is never read as
+markup (``[/INST]``) or as an emoji's name.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ def err() -> Console:
     """The console of messages: standard error."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def out() -> Console:
     """The console of results: standard output."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False, emoji=False)
 
 
 def emit(document: Any) -> None:

@@ -31,7 +31,7 @@ def proposal(console: Console, proposed: Proposal, to: Path) -> None:
     names = [say("show-column"), say("show-look"), say("show-distinct"), say("show-examples")]
     console.print(table(names, rows, right=(2,)))
     console.print()
-    console.print(proposed.text, markup=False)
+    console.print(proposed.text)
     console.print(say("new-written", to=to), soft_wrap=True)
 
 
@@ -88,7 +88,8 @@ def finished(console: Console, ended: Finished) -> None:
             )
         )
     names = [say("show-metric"), say("show-base"), say("show-tuned"), say("show-difference")]
-    console.print(table(names, rows, right=(1, 2, 3)))
+    if rows:
+        console.print(table(names, rows, right=(1, 2, 3)))
     for answer in document["answers"]:
         console.print()
         for code, text in (
@@ -100,7 +101,7 @@ def finished(console: Console, ended: Finished) -> None:
             if text is not None:
                 shown = " ".join(text.split())
                 shown = shown if len(shown) <= ANSWER_WIDTH else shown[: ANSWER_WIDTH - 1] + "…"
-                console.print(f"{say(code):<9} {shown}", markup=False, style="bold" if code == "answer-tuned" else "")
+                console.print(f"{say(code):<9} {shown}", style="bold" if code == "answer-tuned" else "")
     console.print()
     console.print(say("show-report", path=ended.run.folder / REPORT), soft_wrap=True)
     console.print()

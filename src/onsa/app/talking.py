@@ -29,6 +29,6 @@ def talk(
         turn = conversation.say(text)
         said.append({"user": text, "tuned": turn.tuned, "base": turn.base})
         if not quiet:
-            console.print(turn.tuned, markup=False)
+            console.print(turn.tuned)
             if turn.base is not None:
-                console.print(f"{say('chat-base')} {turn.base}", style="dim", markup=False)
+                console.print(f"{say('chat-base')} {turn.base}", style="dim")

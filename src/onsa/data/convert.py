@@ -13,6 +13,7 @@ from typing import Any
 from onsa.spec.registry import unknown
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+OPENING = ("system", "developer")
 SHAREGPT = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant", "model": "assistant"}
 SHAREGPT |= {"observation": "tool", "function_call": "assistant", "function_response": "tool"}
 Fault = tuple[str, dict[str, Any]]  # a message code and its values
@@ -20,6 +21,11 @@ Fault = tuple[str, dict[str, Any]]  # a message code and its values
 
 def check_messages(value: Any) -> Fault | None:
     """Why a list of messages (or its JSON text) cannot be trained on, as a message code and its values, or ``None``."""
+    return check_shape(value) or _nothing_learnt([_message(message) for message in _parsed(value)])
+
+
+def check_shape(value: Any) -> Fault | None:
+    """As :func:`check_messages`, but for a conversation that waits for its answer: anyone may speak last."""
     if value is None or value in ("", [], ()) or (isinstance(value, str) and not value.strip()):
         return "messages-empty", {}
     try:
@@ -34,24 +40,23 @@ def check_messages(value: Any) -> Fault | None:
         fault = _message_fault(message, place)
         if fault:
             return fault
-    last = _message(messages[-1])
-    if last["role"] != "assistant":
-        answers = any(_message(message)["role"] == "assistant" for message in messages)
-        return ("messages-end" if answers else "messages-no-answer"), {"role": last["role"]}
-    if not any(message["role"] == "assistant" and message.get("weight", 1) for message in map(_message, messages)):
-        return "messages-weightless", {}
     return None
 
 
-def check_conversation(values: Mapping[str, Any]) -> Fault | None:
-    """As :func:`check_messages`, for values by role: ``messages``, or ``prompt`` and ``completion``; and ``tools``."""
+def check_conversation(values: Mapping[str, Any], answered: bool = True) -> Fault | None:
+    """As :func:`check_messages`, for values by role: ``messages``, or ``prompt`` and ``completion``; and ``tools``.
+
+    Args:
+        answered: there has to be an answer to learn; without, a row may wait for one.
+    """
+    check = check_messages if answered else check_shape
     try:
         to_tools(values.get("tools"))
     except ValueError as error:
         return "tools-refused", {"reason": str(error)}
     if "prompt" not in values:
-        return check_messages(values.get("messages"))
-    for role in ("prompt", "completion"):
+        return check(values.get("messages"))
+    for role in ("prompt", "completion") if answered else ("prompt",):
         text = values.get(role)
         if not text or (isinstance(text, str) and not text.strip()):
             return "prompt-incomplete", {"role": role}
@@ -59,12 +64,13 @@ def check_conversation(values: Mapping[str, Any]) -> Fault | None:
         messages = to_messages(values)
     except ValueError:
         return "messages-not-list", {"type": type(values["prompt"]).__name__}
-    return check_messages(messages)
+    return check(messages)
 
 
 def to_messages(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The conversation of a row's values by role: ``messages``, or ``prompt`` and ``completion``.
+    """The conversation of a row's values by role: ``messages``, or ``prompt`` and (where there is one) ``completion``.
 
+    The text of ``system`` comes first, unless the conversation opens with a system message of its own.
     Each message is a new dict with ``role`` and ``content`` (text parts joined; ``""`` where only tools are called)
     and whatever else it has (``weight``, ``name``, ``tool_calls``, ``tool_call_id``), null fields aside.
 
@@ -72,9 +78,17 @@ def to_messages(values: Mapping[str, Any]) -> list[dict[str, Any]]:
         ValueError: the values hold no list of messages; :func:`check_conversation` tells beforehand.
     """
     if "prompt" not in values:
-        return [_message(message) for message in _listed(values.get("messages"))]
-    prompt, completion = _listed(values["prompt"], "user"), _listed(values.get("completion"), "assistant")
-    return [_message(message) for message in (*prompt, *completion)]
+        listed = _listed(values.get("messages"))
+    else:
+        answer = values.get("completion")
+        completion = [] if answer is None or answer == "" else _listed(answer, "assistant")
+        listed = [*_listed(values["prompt"], "user"), *completion]
+    messages = [_message(message) for message in listed]
+    system = values.get("system")
+    told = system is not None and system == system and str(system).strip()  # NaN is unlike itself
+    if told and not (messages and messages[0]["role"] in OPENING):
+        messages.insert(0, {"role": "system", "content": str(system)})
+    return messages
 
 
 def to_tools(value: Any) -> list[dict[str, Any]] | None:
@@ -121,6 +135,16 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(content, list | tuple):
         content = "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
     return {**fields, "role": fields.get("role"), "content": "" if content is None else content}
+
+
+def _nothing_learnt(messages: Sequence[Mapping[str, Any]]) -> Fault | None:
+    """Why well-formed messages hold no answer to learn, or ``None``."""
+    if messages[-1]["role"] != "assistant":
+        answers = any(message["role"] == "assistant" for message in messages)
+        return ("messages-end" if answers else "messages-no-answer"), {"role": messages[-1]["role"]}
+    if not any(message["role"] == "assistant" and message.get("weight", 1) for message in messages):
+        return "messages-weightless", {}
+    return None
 
 
 def _message_fault(message: Any, place: int) -> Fault | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from onsa.models.batch import Batch, Example, collate
 from onsa.tasks.base import Task
 
 EVALUATION_ROWS = 32
+EVALUATION_TOKENS = 4096  # padded tokens at once: the logits of each may be as many as the vocabulary
 
 
 def encode(task: Task, rows: Sequence[Row], tokenizer: Any, max_length: int) -> list[Example]:
@@ -33,4 +35,17 @@ def micro_batches(examples: Sequence[Example], plan: Plan, accumulate: int) -> l
 
 def evaluation_batches(examples: Sequence[Example], plan: Plan) -> list[Batch]:
     """All examples once, in batches of a size that evaluation can hold."""
-    return micro_batches(examples, plan, -(-len(examples) // EVALUATION_ROWS))
+    if not examples:
+        return []
+    if plan.blocks == "like-lengths":
+        return micro_batches(examples, plan, -(-len(examples) // EVALUATION_ROWS))
+    parts: list[list[Example]] = []
+    longest = 0
+    for example in examples:
+        longest = max(longest, len(example.token_T))
+        rows = len(parts[-1]) + 1 if parts else math.inf
+        if rows > EVALUATION_ROWS or rows * longest > EVALUATION_TOKENS:
+            parts.append([])
+            longest = len(example.token_T)
+        parts[-1].append(example)
+    return [collate(part) for part in parts]

@@ -12,7 +12,7 @@ from typing import Any
 
 from onsa.engine.events import Evaluated, Stepped
 from onsa.sources.base import Cursor
-from onsa.store.atomic import publish, sha256_file
+from onsa.store.atomic import explained, publish, sha256_file
 
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"
@@ -35,15 +35,23 @@ class Progress:
         return tuple(event for event in (self.stepped, self.evaluated) if event is not None)
 
     def seen(self, value: float, lower: bool, min_delta: float) -> Progress:
-        """The progress after one more evaluation at the cursor's step."""
+        """The progress after one more evaluation at the cursor's step.
+
+        Whatever is better is the best; ``min_delta`` only says by how much it must be better not to count as stale.
+        """
         gain = math.inf if self.best is None else (self.best - value if lower else value - self.best)
-        if math.isfinite(value) and gain > min_delta:
-            return replace(self, best=value, best_step=self.cursor.step, stale=0)
-        return replace(self, stale=self.stale + 1)
+        if not math.isfinite(value):
+            gain = -math.inf
+        seen = replace(self, stale=0 if gain > min_delta else self.stale + 1)
+        return replace(seen, best=value, best_step=self.cursor.step) if gain > 0 else seen
 
 
 def write(root: Path, progress: Progress, save: Callable[[Path], None]) -> Path:
-    """Publish a checkpoint under ``root``; ``save`` writes the session's files into the folder it is given."""
+    """Publish a checkpoint under ``root``; ``save`` writes the session's files into the folder it is given.
+
+    Raises:
+        MachineError: the disk is full, or the folder may not be written; of this checkpoint nothing is left.
+    """
     final = root / f"step-{progress.cursor.step:07d}"
     if final.exists() and verified(final):
         return final
@@ -51,14 +59,17 @@ def write(root: Path, progress: Progress, save: Callable[[Path], None]) -> Path:
     for left in root.glob(".draft-*"):  # by a process that was killed while it saved
         shutil.rmtree(left)
     shutil.rmtree(final, ignore_errors=True)
-    draft.mkdir(parents=True)
-    save(draft)
-    (draft / PROGRESS).write_text(json.dumps(asdict(progress)))
-    files = {
-        path.relative_to(draft).as_posix(): sha256_file(path) for path in sorted(draft.rglob("*")) if path.is_file()
-    }
-    (draft / MANIFEST).write_text(json.dumps(files, indent=1))
-    publish(draft, final)
+    with explained(root, max((_size(folder) for folder in folders(root)), default=0)):
+        try:
+            draft.mkdir(parents=True)
+            save(draft)
+            (draft / PROGRESS).write_text(json.dumps(asdict(progress)))
+            files = {path.relative_to(draft).as_posix(): sha256_file(path) for path in _files(draft)}
+            (draft / MANIFEST).write_text(json.dumps(files, indent=1))
+            publish(draft, final)
+        except Exception:
+            shutil.rmtree(draft, ignore_errors=True)  # its room is needed to write down why the run ended
+            raise
     return final
 
 
@@ -100,3 +111,11 @@ def prune(root: Path, keep: int, best_step: int | None) -> None:
     for folder in folders(root)[:-keep]:
         if folder.name != best:
             shutil.rmtree(folder)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in _files(folder))

@@ -33,7 +33,7 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The validation rows were measured. ``stale`` counts evaluations since the last that was better."""
+    """The validation rows were measured. ``stale`` counts those since one that was better by ``min_delta``."""
 
     step: int
     epoch: int

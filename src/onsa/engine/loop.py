@@ -96,5 +96,5 @@ def _judged(progress: Progress, stepped: Stepped, measured: dict[str, float], jo
     stop = job.feed.train.early_stop
     lower = metric in job.task.lower_is_better
     progress = progress.seen(measured[metric], lower, stop.min_delta if stop else 0.0)
-    evaluated = Evaluated(stepped.step, stepped.epoch, measured, progress.stale == 0, progress.stale)
+    evaluated = Evaluated(stepped.step, stepped.epoch, measured, progress.best_step == stepped.step, progress.stale)
     return replace(progress, evaluated=evaluated)

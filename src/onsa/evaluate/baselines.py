@@ -7,6 +7,7 @@ embeddings, fitted on the same training rows (a "linear probe"; Alain and Bengio
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,10 @@ SMALLEST = 1e-12
 
 
 @torch.inference_mode()
-def untuned(policy: Policy, task: Task, examples: Sequence[Example], plan: Plan) -> Outcome:
-    """What a policy, as it is, makes of some examples."""
+def outcome_of(policy: Policy, task: Task, examples: Sequence[Example], plan: Plan) -> Outcome:
+    """What a policy, as it is, makes of some examples, computed as the plan says."""
     policy.network.eval()
+    policy = replace(policy, logits=plan.logits)
     return Outcome.join([task.outcome(policy, batch) for batch in evaluation_batches(examples, plan)])
 
 

@@ -43,7 +43,7 @@ def model_card(document: Document, lang: str | None = None) -> str:
         _data(document, lang),
         _evaluation(document, lang),
         _limits(document, lang),
-        f"## {say('card.how', lang)}\n\n```python\n{_code(document)}\n```",
+        _how(document, lang),
         _training(document, lang),
     ]
     return "\n\n".join(parts) + "\n"
@@ -128,6 +128,8 @@ def _data(document: Document, lang: str) -> str:
 
 def _evaluation(document: Document, lang: str) -> str:
     """The table of metrics, each with its interval."""
+    if not document["comparisons"]:
+        return f"## {say('card.evaluation', lang)}\n\n{verdict(document, lang)}"
     baseline = baseline_name(document, lang) or say("report.none", lang)
     rows = count(document["verdict"]["rows"])
     heads = [say(f"report.{code}", lang) for code in ("compare.metric", "base", "tuned", "compare.difference")]
@@ -184,13 +186,23 @@ def _training(document: Document, lang: str) -> str:
     return f"## {say('card.training', lang)}\n\n{cost}\n\n{recipe}\n\n{versions}"
 
 
+def _how(document: Document, lang: str) -> str:
+    """Code to use the model, and which base it was tuned from where the hub's may differ."""
+    model, parts = document["model"], [f"## {say('card.how', lang)}"]
+    if source := model["packaged"]:
+        said = say("card.base-packaged", lang, base=model["base"], source=source, sha256=model["sha256"])
+        parts.append(f"{said} {say('card.base-quantised', lang)}" if source.endswith(".gguf") else said)
+    return "\n\n".join([*parts, f"```python\n{_code(document)}\n```"])
+
+
 def _code(document: Document) -> str:
     """Plain peft or transformers code that loads the model from this folder and asks it once."""
     base, adapter = document["model"]["base"], document["model"]["saved_as"] == "peft"
     loader = _pipeline(document)[1]
-    figures = document.get("classification") or document.get("multilabel")
-    labels = len(figures["labels"]) if figures else 1
-    head = f", num_labels={labels}" if loader == CLASSES else ""
+    head = ""
+    if loader == CLASSES:
+        task = yaml.safe_load(document["recipe"])["task"]  # not the figures, which a run without held-out rows lacks
+        head = f", num_labels={len(task['labels'])}"
     lines = ["import torch", *(["from peft import PeftModel"] if adapter else [])]
     lines += [f"from transformers import {loader}, AutoTokenizer", "", 'folder = "."  # where this card lies']
     lines.append("tokenizer = AutoTokenizer.from_pretrained(folder)")
@@ -204,21 +216,27 @@ def _code(document: Document) -> str:
 
 def _asking(document: Document, loader: str) -> list[str]:
     if loader == CAUSAL:
+        prompt = ['prompt = tokenizer("…", return_tensors="pt")']
+        if document["asked"]["task"] == "chat":
+            prompt = [
+                'messages = [{"role": "user", "content": "…"}]',
+                "prompt = tokenizer.apply_chat_template(",
+                '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+                ")",
+            ]
         return [
-            'messages = [{"role": "user", "content": "…"}]',
-            "prompt = tokenizer.apply_chat_template(",
-            '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
-            ")",
+            *prompt,
             "with torch.no_grad():",
             "    answer = model.generate(**prompt, max_new_tokens=128, do_sample=False)",
             'print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))',
         ]
     ask = ['inputs = tokenizer("…", return_tensors="pt")', "with torch.no_grad():"]
-    figures = document.get("classification") or document.get("multilabel")
-    if figures is None:
-        return [*ask, "    print(model(**inputs))"]
-    names = f"labels = {json.dumps(figures['labels'], ensure_ascii=False)}"
-    if "classification" in document:
+    classes, several = document.get("classification"), document.get("multilabel")
+    if classes is not None:
+        names = f"labels = {json.dumps(classes['labels'], ensure_ascii=False)}"
         return [names, *ask, "    print(labels[model(**inputs).logits.argmax(-1).item()])"]
-    chosen = "[label for label, p in zip(labels, probability, strict=True) if p > 0.5]"
+    if several is None:
+        return [*ask, "    print(model(**inputs))"]
+    names = f"labels = {json.dumps(several['labels'], ensure_ascii=False)}"
+    chosen = f"[label for label, p in zip(labels, probability, strict=True) if p > {several['threshold']}]"
     return [names, *ask, "    probability = model(**inputs).logits.sigmoid()[0].tolist()", f"print({chosen})"]

@@ -68,6 +68,7 @@ def multilabel(base: Outcome | None, tuned: Outcome, labels: Sequence[str], thre
     every = list(labels)
     return Multilabel(
         labels=every,
+        threshold=threshold,
         counts=each(lambda target_RC, output_RC: label_counts(target_RC, output_RC > threshold)),
         per_class=each(lambda target_RC, output_RC: per_class(target_RC, output_RC > threshold, every)),
         roc=each(lambda target_RC, output_RC: roc(target_RC, output_RC, every)),

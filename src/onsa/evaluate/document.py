@@ -149,9 +149,10 @@ class Classification(TypedDict):
 
 
 class Multilabel(TypedDict):
-    """counts: per label, rows that are [right yes, wrong yes, wrong no, right no]."""
+    """counts: per label, rows that are [right yes, wrong yes, wrong no, right no]; above ``threshold`` is a yes."""
 
     labels: list[str]
+    threshold: float
     counts: Pair[list[list[int]]]
     per_class: Pair[list[ClassScores]]
     roc: Pair[list[Curve]]
@@ -212,9 +213,13 @@ class DataRecord(TypedDict):
 
 
 class ModelRecord(TypedDict):
-    """base: what ``from_pretrained`` loads; saved_as: how the tuned weights lie on disk, and so how they are loaded."""
+    """base: what ``from_pretrained`` loads; saved_as: how the tuned weights lie on disk, and so how they are loaded.
+
+    packaged: the package (and the file in it) that a base of the catalogue came from, in place of the hub.
+    """
 
     base: str
+    packaged: str | None
     sha256: str
     licence: str | None
     saved_as: Literal["peft", "transformers"]

@@ -10,7 +10,7 @@ is one prediction a row, M equals R, and ``predict_M`` is ``None``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ class Example:
     target: a class, a vector of 0 and 1, or a number (row tasks; ``None`` for token tasks).
     row: the row's index in its split's list of rows.
     cut: tokens that ``max_length`` took away.
+    type_T: which of a pair's two texts each token is of, 0 or 1, int32 (``None`` where there is no pair).
     """
 
     token_T: npt.NDArray[np.int32]
@@ -35,6 +36,7 @@ class Example:
     target: Any = None
     row: int = -1
     cut: int = 0
+    type_T: npt.NDArray[np.int32] | None = None
 
     @property
     def supervised(self) -> int:
@@ -52,6 +54,7 @@ class Batch:
     target_M: Tensor
     weight_M: Tensor
     row_R: tuple[int, ...]
+    type_N: Tensor | None = None
 
     @property
     def segment_M(self) -> Tensor:
@@ -65,15 +68,10 @@ class Batch:
         """The same batch on another device."""
         if self.token_N.device == device:
             return self
-        predict_M = None if self.predict_M is None else self.predict_M.to(device)
-        return Batch(
-            self.token_N.to(device),
-            self.length_R,
-            predict_M,
-            self.target_M.to(device),
-            self.weight_M.to(device),
-            self.row_R,
-        )
+        tensors: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
 
 def collate(examples: Sequence[Example]) -> Batch:
@@ -85,10 +83,18 @@ def collate(examples: Sequence[Example]) -> Batch:
         target_M = torch.as_tensor(np.asarray([example.target for example in examples]))
         if target_M.is_floating_point():
             target_M = target_M.float()
-        return Batch(token_N, length_R, None, target_M, torch.ones(len(examples)), row_R)
+        return Batch(token_N, length_R, None, target_M, torch.ones(len(examples)), row_R, _types(examples))
     weight_N = torch.from_numpy(np.concatenate([_predicted(example) for example in examples]))
     asked_M = weight_N.nonzero().squeeze(1)
     return Batch(token_N, length_R, asked_M - 1, token_N[asked_M], weight_N[asked_M], row_R)
+
+
+def _types(examples: Sequence[Example]) -> Tensor | None:
+    """Token types of all rows, 0 in those without a pair; ``None`` where no row has one."""
+    if all(example.type_T is None for example in examples):
+        return None
+    types = [np.zeros_like(example.token_T) if example.type_T is None else example.type_T for example in examples]
+    return torch.from_numpy(np.concatenate(types)).long()
 
 
 def _predicted(example: Example) -> npt.NDArray[np.float32]:

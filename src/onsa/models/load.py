@@ -23,6 +23,7 @@ from onsa.models.heads import Head
 from onsa.spec.errors import ModelError
 from onsa.spec.sections import Model
 
+CAUSAL = ("ForCausalLM", "LMHeadModel")  # a masked model sees the answer on both sides of it
 DROPOUT_FIELDS = ("classifier_dropout", "seq_classif_dropout", "cls_dropout", "classifier_dropout_prob")
 
 
@@ -103,25 +104,40 @@ def load(folder: Path, model: Model, head: Head, labels: tuple[str, ...], proble
             builder = AutoModelForCausalLM
             if head is Head.ROWS:
                 builder = AutoModelForSequenceClassification
+                settings["ignore_mismatched_sizes"] = True  # a head for other labels is replaced below
+                known = tuple(config.id2label.values())
                 config.id2label = dict(enumerate(labels))
                 config.label2id = {label: index for index, label in enumerate(labels)}
                 config.problem_type = problem
                 _set_head_dropout(config, model.head_dropout)
-                if config.pad_token_id is None:
-                    config.pad_token_id = tokenizer.pad_token_id
-            elif config.architectures and not any("LM" in name for name in config.architectures):
+                config.pad_token_id = tokenizer.pad_token_id  # a decoder finds each row's last token by it
+            elif config.architectures and not any(name.endswith(CAUSAL) for name in config.architectures):
                 raise ModelError.of("model-no-language-head", file=model.name, architecture=config.architectures[0])
             network, loading = builder.from_pretrained(
                 folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **settings
             )
         except (OSError, ValueError, KeyError) as error:
             raise ModelError.of("model-unreadable", file=str(folder), reason=first_line(error)) from None
-    return Loaded(network.eval(), tokenizer, frozenset(loading["missing_keys"]))
+    new = frozenset(loading["missing_keys"])
+    if head is Head.ROWS and known != labels:
+        new |= _fresh_head(network)
+    return Loaded(network.eval(), tokenizer, new)
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its class's name where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _fresh_head(network: Any) -> frozenset[str]:
+    """Initialise what lies outside the base, whatever was there; returns the names of its parameters."""
+    outside = [name for name, _ in network.named_parameters() if not name.startswith(f"{network.base_model_prefix}.")]
+    for owner in dict.fromkeys(name.rpartition(".")[0] for name in outside):
+        module = network.get_submodule(owner)
+        for parameter in module.parameters(recurse=False):
+            parameter._is_hf_initialized = False  # as loaded weights are marked, and would be left alone
+        network._init_weights(module)
+    return frozenset(outside)
 
 
 def _set_head_dropout(config: Any, share: float | None) -> None:

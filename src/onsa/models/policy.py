@@ -37,7 +37,7 @@ class Policy:
         """The log-probability of each asked-for token, ``logprob_M``, fp32."""
         assert batch.predict_M is not None
         batch = batch.to(self.device)
-        block = _padded(batch, self.pad_id)
+        block = self._padded(batch)
         where_M = block.flat_N[batch.predict_M]
         with self._autocast():
             if self.logits == "supervised":
@@ -50,14 +50,14 @@ class Policy:
 
     def classes(self, batch: Batch) -> Tensor:
         """The output of a row head, ``logit_RC``, fp32."""
-        block = _padded(batch.to(self.device), self.pad_id)
+        block = self._padded(batch.to(self.device))
         with self._autocast():
             logit_RC: Tensor = self.network(**block.inputs).logits
         return logit_RC.float()
 
     def embed(self, batch: Batch) -> Tensor:
         """The mean of each row's last hidden states, ``embedding_RD``, fp32: what a base knows without a head."""
-        block = _padded(batch.to(self.device), self.pad_id)
+        block = self._padded(batch.to(self.device))
         inner = base_network(self.network)
         with self._autocast():
             hidden_RTD = inner.get_submodule(inner.base_model_prefix)(**block.inputs).last_hidden_state.float()
@@ -83,7 +83,7 @@ class Policy:
                 attention_mask=mask_RT.to(self.device),
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
-                eos_token_id=list(stop_ids),
+                eos_token_id=list(stop_ids) or None,
                 pad_token_id=self.pad_id,
             )
         stops = set(stop_ids)
@@ -92,6 +92,18 @@ class Policy:
             end = next((place for place, token in enumerate(row) if token in stops), len(row))
             answers.append(row[:end])
         return answers
+
+    def _padded(self, batch: Batch) -> _Block:
+        length_R = torch.tensor(batch.length_R, device=batch.token_N.device)
+        mask_RT = torch.arange(int(max(batch.length_R)), device=length_R.device) < length_R[:, None]
+        token_RT = torch.full(mask_RT.shape, self.pad_id, device=length_R.device)
+        token_RT[mask_RT] = batch.token_N
+        inputs = {"input_ids": token_RT, "attention_mask": mask_RT.long()}
+        # A tokenizer may tell a pair's texts apart for a network that does not: RoBERTa knows one type, a decoder none.
+        if batch.type_N is not None and getattr(base_network(self.network).config, "type_vocab_size", 0) > 1:
+            inputs["token_type_ids"] = torch.zeros_like(token_RT)
+            inputs["token_type_ids"][mask_RT] = batch.type_N
+        return _Block(inputs, mask_RT.flatten().nonzero().squeeze(1))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -110,15 +122,6 @@ class _Block:
 
     inputs: dict[str, Any]
     flat_N: Tensor
-
-
-def _padded(batch: Batch, pad_id: int) -> _Block:
-    length_R = torch.tensor(batch.length_R, device=batch.token_N.device)
-    longest = int(max(batch.length_R))
-    mask_RT = torch.arange(longest, device=length_R.device) < length_R[:, None]
-    token_RT = torch.full(mask_RT.shape, pad_id, device=length_R.device)
-    token_RT[mask_RT] = batch.token_N
-    return _Block({"input_ids": token_RT, "attention_mask": mask_RT.long()}, mask_RT.flatten().nonzero().squeeze(1))
 
 
 def base_network(network: nn.Module) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,17 +50,18 @@ class Checked:
         }
 
 
-def check(recipe: Recipe, timing: bool = True, rows: int = 3) -> Checked:
+def check(recipe: Recipe, timing: bool = True, rows: int = 3, progress: Callable[[str], None] | None = None) -> Checked:
     """Preflight a recipe, forecast its cost, and show some rows as tokens.
 
     Args:
         timing: run a few real steps on a throw-away session to forecast the time.
         rows: training rows to show.
+        progress: is told about downloads and conversions of the base.
 
     Raises:
         OnsaError: the recipe, its data or its base stop a run from beginning.
     """
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, progress)
     loaded, network = adapted(prepared)
     seen = forecast(prepared, network)
     problem = seen.problem()

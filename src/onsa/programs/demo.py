@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +34,9 @@ class Demo:
     recipe: Recipe
 
 
-def demos() -> list[Demo]:
+def demos(progress: Callable[[str], None] | None = None) -> list[Demo]:
     """Fetch the corpus, write both files under the home folder, and give their recipes."""
-    corpus = fetch_data(CORPUS)
+    corpus = fetch_data(CORPUS, progress)
     folder = home() / "demo"
     folder.mkdir(parents=True, exist_ok=True)
     conversations = {

@@ -94,7 +94,8 @@ def forecast(prepared: Prepared, network: nn.Module) -> Forecast:
     inner = int(config.get("intermediate_size", 4 * width))
     rows, longest, predictions = _largest(prepared)
     value = 2 if bf16 else 4
-    activations = rows * longest * layers * (KEPT_VECTORS * width + 3 * inner) * value
+    # Norms and the residual stream stay in fp32 under autocast; the feed-forward part's inner values do not.
+    activations = rows * longest * layers * (KEPT_VECTORS * width * 4 + 3 * inner * value)
     activations += rows * int(config.get("num_attention_heads", 12)) * longest * longest * layers * value
     if prepared.task.head is Head.TOKENS:
         activations += predictions * int(config.get("vocab_size", 0)) * 3 * 4
@@ -103,7 +104,7 @@ def forecast(prepared: Prepared, network: nn.Module) -> Forecast:
     else:
         free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
     return Forecast(
-        weights=frozen * value + trainable * 4,
+        weights=frozen * value + trainable * (6 if bf16 else 4),  # autocast keeps a bf16 copy of what trains
         training=trainable * 12,  # a gradient and AdamW's two moments
         activations=activations,
         runtime=RUNTIME_BYTES,

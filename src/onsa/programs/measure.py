@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import platform
 import resource
 import sys
@@ -9,15 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
+from onsa.data.table import Row
 from onsa.evaluate import curves, mistakes
-from onsa.evaluate.baselines import probe, untuned
+from onsa.evaluate.baselines import outcome_of, probe
 from onsa.evaluate.bootstrap import Comparison, Interval, intervals, paired_all
 from onsa.evaluate.document import (
     FORMAT,
     Answer,
     Asked,
+    Compared,
     DataRecord,
     Document,
     Figures,
@@ -28,7 +31,7 @@ from onsa.evaluate.document import (
     compared,
 )
 from onsa.evaluate.document import Run as RunRecord
-from onsa.models.catalog import catalog
+from onsa.models.catalog import Package, catalog
 from onsa.models.heads import Head
 from onsa.optim.optimizers.base import Optimizer
 from onsa.programs.history import Told
@@ -37,70 +40,82 @@ from onsa.serve.predictor import MODEL, Predictor, load_run
 from onsa.spec.component import Form
 from onsa.spec.errors import Level
 from onsa.store.run import Run
-from onsa.tasks.base import Outcome, TokenTask
+from onsa.tasks.base import Outcome, Task, TokenTask
+from onsa.tasks.text_classification import TextClassification
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Outcomes on the test rows; ``base`` is ``None`` where no baseline was asked for."""
+    """Outcomes on the test rows: no ``base`` where no baseline was asked for, neither where no rows were held out."""
 
     base: Outcome | None
-    tuned: Outcome
+    tuned: Outcome | None
     baseline: Literal["untuned", "probe"] | None
     answers: list[Answer]
 
 
 def measure(prepared: Prepared, folder: Path) -> Measured:
-    """Answer the test rows with the saved model and with its base."""
+    """Answer the test rows with the saved model and with its base, one after the other: both at once need not fit."""
+    if not prepared.examples["test"]:
+        return Measured(None, None, None, [])
+    tuned, given = _tuned(prepared, folder)
+    if not prepared.recipe.evaluate.baseline:
+        return Measured(None, tuned, None, _answers(prepared, given, [None] * len(given)))
+    gc.collect()  # a network holds itself in cycles
+    base, before = _base(prepared, folder)
+    baseline: Literal["untuned", "probe"] = "probe" if prepared.task.head is Head.ROWS else "untuned"
+    return Measured(base, tuned, baseline, _answers(prepared, given, before))
+
+
+def _tuned(prepared: Prepared, folder: Path) -> tuple[Outcome, list[str]]:
+    model = load_run(folder, prepared.recipe)
+    outcome = outcome_of(model.policy, prepared.task, prepared.examples["test"], prepared.plan)
+    return outcome, _said(prepared, model)
+
+
+def _base(prepared: Prepared, folder: Path) -> tuple[Outcome, list[str]]:
     recipe, task, test = prepared.recipe, prepared.task, prepared.examples["test"]
-    tuned = load_run(folder, recipe)
-    tuned_outcome = untuned(tuned.policy, task, test, prepared.plan)
-    answers = _answers(prepared, tuned, None)
-    if not recipe.evaluate.baseline:
-        return Measured(None, tuned_outcome, None, answers)
-    base = load_run(folder, recipe, tuned=False)
+    model = load_run(folder, recipe, tuned=False)
     if task.head is Head.ROWS:
-        train = prepared.examples["train"]
-        outcome = probe(base.policy, task, train, test, prepared.plan, recipe.seed)
-        return Measured(outcome, tuned_outcome, "probe", answers)
-    outcome = untuned(base.policy, task, test, prepared.plan)
-    return Measured(outcome, tuned_outcome, "untuned", _answers(prepared, tuned, base))
+        return probe(model.policy, task, prepared.examples["train"], test, prepared.plan, recipe.seed), []
+    return outcome_of(model.policy, task, test, prepared.plan), _said(prepared, model)
 
 
-def _answers(prepared: Prepared, tuned: Predictor, base: Predictor | None) -> list[Answer]:
+def _shown(prepared: Prepared) -> list[Row]:
+    """The test rows that are answered in words: those that ask something."""
     task = prepared.task
-    rows = prepared.dataset.test[: prepared.recipe.evaluate.answers]
-    if not isinstance(task, TokenTask) or not rows:
+    if not isinstance(task, TokenTask):
         return []
-    given = tuned.answers(rows)
-    before: Sequence[str | None] = base.answers(rows) if base else [None] * len(rows)
+    return [row for row in prepared.dataset.test if task.asks(row)][: prepared.recipe.evaluate.answers]
+
+
+def _said(prepared: Prepared, model: Predictor) -> list[str]:
+    rows = _shown(prepared)
+    return model.answers(rows) if rows else []
+
+
+def _answers(prepared: Prepared, given: Sequence[str], before: Sequence[str | None]) -> list[Answer]:
+    task = prepared.task
     return [
         Answer(prompt=task.inputs(row), expected=task.answer(row), base=old, tuned=new)
-        for row, old, new in zip(rows, before, given, strict=True)
+        for row, old, new in zip(_shown(prepared), before, given, strict=True)
     ]
 
 
 def document(prepared: Prepared, run: Run, told: Told, found: Measured) -> Document:
     """Everything that a run proved, as plain values."""
-    recipe, task = prepared.recipe, prepared.task
-    resamples, lower = recipe.evaluate.bootstrap, task.lower_is_better
-    results: dict[str, Comparison] | dict[str, Interval]
-    if found.base is None:
-        results = intervals(task.metrics, found.tuned, resamples, recipe.seed)
-    else:
-        results = paired_all(task.metrics, found.base, found.tuned, resamples, recipe.seed, lower)
-    entries = [compared(name, result, name in lower) for name, result in results.items()]
-    headline = next(entry for entry in entries if entry["metric"] == task.headline)
-    packaged = catalog().get(recipe.model.name)
+    recipe, task, tuned = prepared.recipe, prepared.task, found.tuned
+    entries = _compared(prepared, found)
+    better = next((entry["better"] for entry in entries if entry["metric"] == task.headline), None)
     written = Document(
         format=FORMAT,
         run=RunRecord(id=run.id, created=run.created.isoformat(), seconds=told.seconds, state="finished"),
         asked=_asked(prepared),
         baseline=found.baseline,
-        verdict=Verdict(metric=task.headline, better=headline["better"], rows=len(found.tuned.row_R)),
+        verdict=Verdict(metric=task.headline, better=better, rows=0 if tuned is None else len(tuned.row_R)),
         comparisons=entries,
         history=told.history(recipe.train.best),
-        errors=_mistakes(prepared, found.tuned),
+        errors=[] if tuned is None else _mistakes(prepared, tuned),
         answers=found.answers,
         figures=_figures(prepared, run, told),
         data=DataRecord(
@@ -108,29 +123,59 @@ def document(prepared: Prepared, run: Run, told: Told, found: Measured) -> Docum
             sha256=prepared.dataset.sha256,
             removed={reason: len(rows) for reason, rows in prepared.dataset.removed.items()},
         ),
-        model=ModelRecord(
-            base=packaged.hub if packaged else recipe.model.name,
-            sha256=prepared.base.sha256,
-            licence=packaged.licence if packaged else None,
-            saved_as="peft" if prepared.adaptation.adapter else "transformers",
-        ),
+        model=_model(prepared),
         versions=versions(),
         recipe=recipe.dump(),
         warnings=[str(problem) for problem in prepared.problems if problem.level is Level.WARNING],
     )
-    _add_curves(written, prepared, found)
+    if tuned is not None:
+        _add_curves(written, prepared, found.base, tuned)
     return written
 
 
-def _add_curves(written: Document, prepared: Prepared, found: Measured) -> None:
+def _compared(prepared: Prepared, found: Measured) -> list[Compared]:
+    """Every metric with its interval, and its difference where there is a baseline."""
+    recipe, task = prepared.recipe, prepared.task
+    if found.tuned is None:
+        return []
+    resamples, lower = recipe.evaluate.bootstrap, task.lower_is_better
+    results: dict[str, Comparison] | dict[str, Interval]
+    if found.base is None:
+        results = intervals(task.metrics, found.tuned, resamples, recipe.seed)
+    else:
+        results = paired_all(task.metrics, found.base, found.tuned, resamples, recipe.seed, lower)
+    return [compared(name, result, name in lower) for name, result in results.items()]
+
+
+def _model(prepared: Prepared) -> ModelRecord:
+    entry = catalog().get(prepared.recipe.model.name)
+    return ModelRecord(
+        base=entry.hub if entry else prepared.recipe.model.name,
+        packaged=_source(entry.package) if entry else None,
+        sha256=prepared.base.sha256,
+        licence=entry.licence if entry else None,
+        saved_as="peft" if prepared.adaptation.adapter else "transformers",
+    )
+
+
+def _source(package: Package) -> str:
+    """A package, and the file in it where it is one."""
+    name = f"{package.name} {package.version}"
+    return f"{name}, {package.files[0]}" if len(package.files) == 1 else name
+
+
+def _add_curves(written: Document, prepared: Prepared, base: Outcome | None, tuned: Outcome) -> None:
     task = prepared.task
     if task.provides is Form.LABELLED:
-        written["classification"] = curves.classification(found.base, found.tuned, task.outputs)
+        written["classification"] = curves.classification(base, tuned, task.outputs)
     elif task.provides is Form.MULTILABELLED:
-        threshold = cast(Any, task).threshold
-        written["multilabel"] = curves.multilabel(found.base, found.tuned, task.outputs, threshold)
+        written["multilabel"] = curves.multilabel(base, tuned, task.outputs, _threshold(task))
     elif task.provides is Form.SCORED:
-        written["regression"] = curves.regression(found.base, found.tuned)
+        written["regression"] = curves.regression(base, tuned)
+
+
+def _threshold(task: Task) -> float:
+    return task.threshold if isinstance(task, TextClassification) else curves.THRESHOLD
 
 
 def _mistakes(prepared: Prepared, tuned: Outcome) -> list[Mistake]:
@@ -143,7 +188,7 @@ def _mistakes(prepared: Prepared, tuned: Outcome) -> list[Mistake]:
     if task.provides is Form.LABELLED:
         return mistakes.labelled(tuned, task.outputs, look)
     if task.provides is Form.MULTILABELLED:
-        return mistakes.multilabelled(tuned, task.outputs, look, threshold=cast(Any, task).threshold)
+        return mistakes.multilabelled(tuned, task.outputs, look, threshold=_threshold(task))
     if task.provides is Form.SCORED:
         return mistakes.scored(tuned, look)
     return []

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from onsa.data.read import read_file
+from onsa.data.table import Row
 from onsa.models.heads import Head
-from onsa.serve.predictor import Predictor, load_run
+from onsa.serve.predictor import Given, Predictor, load_run
 from onsa.spec.errors import DataError, StoreError
 from onsa.spec.recipe import Recipe, parse_recipe
 from onsa.spec.sections import Data
@@ -17,8 +18,6 @@ from onsa.store.run import Run
 from onsa.store.runs import Store
 from onsa.tasks.base import Task
 from onsa.tasks.chat import Chat
-
-CHUNK = 256
 
 
 def open_run(ref: str | Run) -> tuple[Run, Recipe]:
@@ -49,21 +48,21 @@ def predict(ref: str, texts: Sequence[str], source: Path | None, base: bool) -> 
     """Answers to texts and to the rows of a file, each with its row number.
 
     Raises:
-        DataError: neither texts nor a file are given, or the file lacks a column that the task reads.
+        DataError: neither texts nor a file are given, the file lacks a column that the task reads, or a row
+            cannot be answered.
     """
     if not texts and source is None:
         raise DataError.of("nothing-to-answer")
     run, recipe = open_run(ref)
-    rows: list[str | dict[str, Any]] = list(texts)
+    rows: list[Given] = list(texts)
     if source is not None:
         rows += _rows(source, recipe)
     predictor = load(run, not base)
-    for start in range(0, len(rows), CHUNK):
-        for index, answer in enumerate(predictor.predict(rows[start : start + CHUNK]), start):
-            yield {"row": index, **answer}
+    for index, answer in enumerate(predictor.stream(rows)):
+        yield {"row": index, **answer}
 
 
-def _rows(source: Path, recipe: Recipe) -> list[str | dict[str, Any]]:
+def _rows(source: Path, recipe: Recipe) -> list[Row]:
     """The rows of a file by role; the column that holds the answers may be missing."""
     table = read_file(source, Data(path=str(source)))
     answers = {"label", "completion"}
@@ -72,10 +71,8 @@ def _rows(source: Path, recipe: Recipe) -> list[str | dict[str, Any]]:
     if missing:
         names = ", ".join(table.columns)
         raise DataError.of("predict-column-missing", file=str(source), column=missing[0], columns=names)
-    return [
-        {role: row.values[name] for role, name in columns.items() if name in table.columns and role != "label"}
-        for row in table.rows
-    ]
+    present = [role for role, name in columns.items() if name in table.columns and role != "label"]
+    return [replace(row, values={role: row.values.get(columns[role]) for role in present}) for row in table.rows]
 
 
 @dataclass(frozen=True)

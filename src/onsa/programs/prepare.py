@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, cast
 
 from onsa.accel.passes import PASSES
@@ -13,7 +15,7 @@ from onsa.accel.plan import Plan, decide
 from onsa.adaptations.base import Adaptation
 from onsa.data.dataset import load_dataset, load_rows, read_tables
 from onsa.data.profiling import profile
-from onsa.data.quality import examine
+from onsa.data.quality import balance, examine
 from onsa.data.table import Dataset, Row
 from onsa.engine.batches import encode
 from onsa.engine.sessions.base import Engine
@@ -21,9 +23,10 @@ from onsa.models.batch import Example
 from onsa.models.fetch import Located, locate
 from onsa.models.load import load_tokenizer, tokenizer_hash
 from onsa.programs import preflight
-from onsa.programs.resolve import Choice, checked, steps_an_epoch, with_axes, with_rhythm, with_task, with_training
+from onsa.programs.resolve import Choice, conflicts, steps_an_epoch, with_axes, with_rhythm, with_task, with_training
 from onsa.sources.base import Feed, Source
-from onsa.spec.errors import DataError, Level, Problem
+from onsa.spec.component import Form
+from onsa.spec.errors import DataError, Level, Problem, RecipeError
 from onsa.spec.recipe import Recipe
 from onsa.tasks.base import Task
 
@@ -75,8 +78,11 @@ class Prepared:
         return self.recipe.identity(self.dataset.sha256, f"{self.base.sha256} {tokenizer_hash(self.tokenizer)}")
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Prepared:
     """Resolve a recipe against its data, its base and this machine.
+
+    Args:
+        progress: is told about downloads and conversions of the base, in the interface's language.
 
     Raises:
         RecipeError, DataError, ModelError, MachineError: whatever stands in the way of training, all that can be told
@@ -88,20 +94,22 @@ def prepare(recipe: Recipe) -> Prepared:
     task = _fitted(cast(Task, recipe.task), given)
     recipe = recipe.model_copy(update={"task": task})
     problems = examine(given, task)
-    _stop_at_errors(problems)
+    _stop_at_errors([*conflicts(recipe), *problems])
     dataset = load_dataset(recipe.data, task, tables)
-    base = locate(recipe.model)
+    if task.provides is Form.LABELLED:  # the split may have left one class alone
+        _stop_at_errors(balance(dataset.train, task.answer))
+    base = locate(recipe.model, progress=progress)
     recipe, more = with_axes(recipe, base, task.head)
     choices += more
     cast(Engine, recipe.engine).place()
-    checked(recipe)
     tokenizer = load_tokenizer(base.folder, recipe.model)
     problems += preflight.template(task, dataset, tokenizer, recipe.model.name)
     _stop_at_errors(problems)
     context = min(base.context or UNLIMITED, UNLIMITED)
     longest = recipe.train.max_length or context
     examples = {side: encode(task, rows, tokenizer, longest) for side, rows in dataset.sides.items()}
-    recipe, more = with_training(recipe, [len(example.token_T) for example in examples["train"]] or [1], context)
+    lengths = {side: [len(example.token_T) for example in found] for side, found in examples.items()}
+    recipe, more = with_training(recipe, lengths["train"], max([1, *chain(*lengths.values())]), context)
     choices += more
     cut_at = recipe.train.max_length or context
     if cut_at < longest:
@@ -135,5 +143,6 @@ def _plan(recipe: Recipe, base: Located, examples: list[Example]) -> Plan:
 
 
 def _stop_at_errors(problems: list[Problem]) -> None:
-    if any(problem.level is Level.ERROR for problem in problems):
-        raise DataError(problem for problem in problems if problem.level is Level.ERROR)
+    errors = [problem for problem in problems if problem.level is Level.ERROR]
+    if errors:
+        raise (DataError if errors[0].key is None else RecipeError)(errors)

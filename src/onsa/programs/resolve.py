@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,10 +12,11 @@ from onsa.engine.sessions.base import Engine
 from onsa.models.fetch import Located
 from onsa.models.heads import Head
 from onsa.models.precision import has_fast_bf16
+from onsa.objectives.base import Objective
 from onsa.optim.optimizers.base import Optimizer
 from onsa.spec import registry
 from onsa.spec.component import Component
-from onsa.spec.errors import DataError, Problem, RecipeError
+from onsa.spec.errors import DataError, Problem
 from onsa.spec.messages import say
 from onsa.spec.recipe import Recipe
 from onsa.spec.registry import unknown
@@ -40,8 +41,11 @@ class Choice:
         return say(self.reason, **self.values)
 
 
-def recognise(profile: Profile, file: str) -> tuple[type[Task], Match]:
+def recognise(profile: Profile, file: str, given: Iterable[str] = ()) -> tuple[type[Task], Match]:
     """The task that a table fits best, with the columns in their roles.
+
+    Args:
+        given: roles that the recipe gives columns for; only tasks that know them all come into question.
 
     Raises:
         DataError: no task recognises the columns; the message lists what was seen.
@@ -50,7 +54,7 @@ def recognise(profile: Profile, file: str) -> tuple[type[Task], Match]:
     for kind in registry.kinds("task"):
         task = cast(type[Task], registry.load("task", kind))
         match = task.recognise(profile)
-        if match is not None:
+        if match is not None and set(given) <= set(task.roles):
             found.append((match.score, kind, task, match))
     if not found:
         seen = ", ".join(f"{column.name} ({column.look.value})" for column in profile.columns)
@@ -64,7 +68,7 @@ def with_task(recipe: Recipe, profile: Profile) -> tuple[Recipe, list[Choice]]:
     choices: list[Choice] = []
     task, columns = cast(Task | None, recipe.task), recipe.data.columns
     if task is None:
-        kind, match = recognise(profile, recipe.data.path)
+        kind, match = recognise(profile, recipe.data.path, columns or ())
         task, columns = kind(), columns or match.columns
         choices += [Choice("task", reason, values) for reason, values in match.reasons]
     elif columns is None:
@@ -102,8 +106,8 @@ def with_axes(recipe: Recipe, base: Located, head: Head) -> tuple[Recipe, list[C
         choices.append(Choice("adaptation", "why-full" if full else "why-lora", values))
     adaptation = cast(Adaptation, chosen.get("adaptation", recipe.adaptation))
     if recipe.objective is None:
-        options = [registry.load("objective", kind) for kind in task.objectives]
-        chosen["objective"] = next(kind for kind in options if vars(kind)["reads"] is task.provides)()
+        options = [_objective(kind) for kind in task.objectives]
+        chosen["objective"] = next(kind for kind in options if kind.reads is task.provides)()
     optimizer = cast(Optimizer, recipe.optimizer or _usual("optimizer"))
     if optimizer.lr is None:
         rate = adaptation.rates[head]
@@ -116,27 +120,31 @@ def with_axes(recipe: Recipe, base: Located, head: Head) -> tuple[Recipe, list[C
         optimizer = optimizer.model_copy(update={"lr_new": rate_new})
     chosen["optimizer"] = optimizer
     chosen["source"] = recipe.source or _usual("source")
-    chosen["schedule"] = recipe.schedule or _usual("schedule").model_copy(update={"warmup": 0.1})
+    chosen["schedule"] = recipe.schedule or _usual("schedule")
     chosen["engine"] = recipe.engine or _usual("engine")
     return recipe.model_copy(update=chosen), choices
+
+
+def _objective(kind: str) -> type[Objective]:
+    return cast(type[Objective], registry.load("objective", kind))
 
 
 def _usual(axis: str) -> Component:
     return registry.load(axis, registry.USUAL[axis])()
 
 
-def with_training(recipe: Recipe, lengths: Sequence[int], context: int) -> tuple[Recipe, list[Choice]]:
+def with_training(recipe: Recipe, lengths: Sequence[int], longest: int, context: int) -> tuple[Recipe, list[Choice]]:
     """The recipe with every training setting filled.
 
     Args:
         lengths: tokens of each training row before any cut.
+        longest: tokens of the longest row of any side.
         context: tokens the base can look at.
     """
     task, train = cast(Task, recipe.task), recipe.train
     choices: list[Choice] = []
     fill: dict[str, Any] = {}
     if train.max_length is None:
-        longest = max(lengths)
         fill["max_length"] = max(2, min(context, LONGEST, longest + (-longest) % 8))
         choices.append(Choice("train.max_length", "why-length", {"longest": longest, "length": fill["max_length"]}))
     if train.epochs is None:
@@ -170,27 +178,17 @@ def conflicts(recipe: Recipe) -> list[Problem]:
     """What does not go together in a recipe whose axes are filled."""
     task, objective = cast(Task, recipe.task), recipe.objective
     found = []
-    if objective is not None and vars(type(objective))["reads"] is not task.provides:
-        fitting = [kind for kind in task.objectives if vars(registry.load("objective", kind))["reads"] is task.provides]
+    if isinstance(objective, Objective) and objective.reads is not task.provides:
+        fitting = [kind for kind in task.objectives if _objective(kind).reads is task.provides]
         values = {"objective": objective.kind, "task": task.kind, "form": task.provides.value, "near": fitting[0]}
         found.append(Problem("objective-mismatch", values, key="objective"))
     if recipe.train.best not in task.measures:
         found.append(unknown("metric-unknown", recipe.train.best, task.measures, key="train.best", task=task.kind))
     if recipe.model.head_dropout is not None and task.head is Head.TOKENS:
         found.append(Problem("head-dropout-tokens", {"task": task.kind}, key="model.head_dropout"))
+    if recipe.train.early_stop is not None and recipe.data.split.ratio[1] == 0 and recipe.data.validation is None:
+        found.append(Problem("stop-unwatched", {}, key="train.early_stop"))
     return found
-
-
-def checked(recipe: Recipe) -> Recipe:
-    """The recipe, if nothing in it conflicts.
-
-    Raises:
-        RecipeError: with every conflict.
-    """
-    problems = conflicts(recipe)
-    if problems:
-        raise RecipeError(problems)
-    return recipe
 
 
 def steps_an_epoch(train: Train, lengths: Sequence[int]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from onsa.programs.report import METRICS, REPORT, write_report
 from onsa.serve.predictor import MODEL
 from onsa.spec.errors import Level, MachineError, OnsaError, Problem, StoreError, TrainingError
 from onsa.spec.recipe import Recipe
-from onsa.store.atomic import ensure_space, publish, write_text
+from onsa.store.atomic import ensure_space, explained, publish, write_text
 from onsa.store.home import home
 from onsa.store.run import Run, State
 from onsa.store.runs import Store
@@ -57,18 +57,19 @@ class Finished:
     document: Document
 
 
+Progress = Callable[[str], None]
 Told = Opened | Event | Measuring | Finished
 
 
-def train(recipe: Recipe, fresh: bool = False) -> Iterator[Told]:
+def train(recipe: Recipe, fresh: bool = False, progress: Progress | None = None) -> Iterator[Told]:
     """Train, yielding events; break off to pause, call again to go on.
 
-    A recipe whose run is finished yields that run at once; ``fresh`` runs it anew.
+    A recipe whose run is finished yields that run at once; ``fresh`` runs it anew. ``progress`` hears of downloads.
 
     Raises:
         OnsaError: preflight found errors (before any training), or training had to stop.
     """
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, progress)
     with Store() as store:
         run = None if fresh else store.by_identity(prepared.identity)
         if run is not None and run.state is State.FINISHED:
@@ -124,7 +125,8 @@ def _fitting(prepared: Prepared, network: nn.Module) -> Forecast:
     problem = seen.problem()
     if problem is not None and problem.level is Level.ERROR:
         raise MachineError(problem)
-    ensure_space(home(), 3 * 12 * seen.trainable)
+    # A checkpoint holds a value and two moments, 4 bytes each: those that are kept, the best one, and the next.
+    ensure_space(home(), (prepared.recipe.train.keep + 2) * 12 * seen.trainable)
     return seen
 
 
@@ -198,8 +200,9 @@ def _keep_best(session: Session, prepared: Prepared, run: Run, checkpoints: Path
     if final.exists():
         return
     draft.mkdir(exist_ok=True)
-    prepared.adaptation.save(session.models.policy.network, prepared.tokenizer, draft)
-    publish(draft, final)
+    with explained(run.folder, 0):
+        prepared.adaptation.save(session.models.policy.network, prepared.tokenizer, draft)
+        publish(draft, final)
 
 
 def _publish(store: Store, run: Run, found: Document) -> Run:

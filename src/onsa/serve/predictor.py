@@ -2,65 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 
 from onsa.adaptations.base import Adaptation
+from onsa.data.dataset import nfkc
 from onsa.data.table import Row
 from onsa.engine.sessions.base import Engine
 from onsa.models.batch import collate
 from onsa.models.fetch import locate
 from onsa.models.load import hold_in, load
 from onsa.models.policy import Policy
-from onsa.spec.errors import StoreError
+from onsa.spec.errors import DataError, Problem, StoreError
+from onsa.spec.messages import say
 from onsa.spec.recipe import Recipe
 from onsa.tasks.base import Task, TokenTask
 from onsa.tasks.text_classification import TextClassification
 
 BATCH_ROWS = 32
 MODEL = "model"
+Given = str | dict[str, Any] | Row
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model with the task it answers for."""
+    """A model with the task it answers for.
+
+    max_length: tokens that the model can look at, less those of an answer that it generates; longer rows are cut.
+    normalise: how the texts that it learnt from were normalised.
+    """
 
     task: Task
     policy: Policy
     tokenizer: Any
     max_length: int
     max_new_tokens: int
+    normalise: Literal["none", "nfkc"] = "none"
 
-    def predict(self, rows: Iterable[str | dict[str, Any]]) -> list[dict[str, Any]]:
+    def predict(self, rows: Iterable[Given]) -> list[dict[str, Any]]:
         """An answer for each row: a text, or a mapping of the task's roles to values.
 
         Classification gives ``label`` and ``scores`` (``labels``, or ``value``); language tasks give ``text``.
+
+        Raises:
+            DataError: a row that cannot be answered, by its number counted from 1.
         """
-        given = [self._row(row, line) for line, row in enumerate(rows, 1)]
-        answers: list[dict[str, Any]] = []
+        return list(self.stream(rows))
+
+    def stream(self, rows: Iterable[Given]) -> Iterator[dict[str, Any]]:
+        """As :meth:`predict`, each answer when it is there; all rows are checked before the first."""
+        given = [self._checked(self._row(row), number) for number, row in enumerate(rows, 1)]
         for start in range(0, len(given), BATCH_ROWS):
             part = given[start : start + BATCH_ROWS]
             if isinstance(self.task, TokenTask):
-                answers += [{"text": text} for text in self.answers(part)]
+                yield from ({"text": text} for text in self.answers(part))
             else:
-                answers += self._classified(part)
-        return answers
+                yield from self._classified(part)
 
     def answers(self, rows: Sequence[Row]) -> list[str]:
         """Greedy answers of a language task to some rows."""
-        task = cast(TokenTask, self.task)
-        prompts = [task.prompt(row, self.tokenizer)[-self.max_length :] for row in rows]
-        stops = {self.tokenizer.eos_token_id, self.policy.network.generation_config.eos_token_id}
-        found = self.policy.generate(prompts, self.max_new_tokens, [s for s in stops if isinstance(s, int)])
-        return [self.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in found]
+        task, tokenizer = cast(TokenTask, self.task), self.tokenizer
+        ends = self.policy.network.generation_config.eos_token_id  # a number, a list of them, or nothing
+        stops = task.stop_ids(tokenizer).union(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        # A text that is only begun has no tokens: bases without a token for the beginning use that for the end.
+        starts = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        start = [token for token in starts if token is not None][:1]
+        prompts = [(task.prompt(row, tokenizer) or start)[-self.max_length :] for row in rows]
+        found = self.policy.generate(prompts, self.max_new_tokens, sorted(stops))
+        return [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in found]
 
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
         """The assistant's next turn in a conversation."""
-        return self.answers([Row({"messages": list(messages)}, "", 0)])[0]
+        return self.answers([self._row({"messages": list(messages)})])[0]
 
     @torch.inference_mode()
     def _classified(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -73,10 +90,19 @@ class Predictor:
         self.policy.network.eval()
         return [task.describe(output_C) for output_C in task.link(self.policy.classes(collate(examples))).tolist()]
 
-    def _row(self, row: str | dict[str, Any], line: int) -> Row:
-        if isinstance(row, str):
-            row = self.task.from_text(row)
-        return Row(row, "", line)
+    def _row(self, given: Given) -> Row:
+        """A row as in training."""
+        values = self.task.from_text(given) if isinstance(given, str) else given
+        row = values if isinstance(values, Row) else Row(values, "", 0)
+        return replace(row, values=nfkc(row.values)) if self.normalise == "nfkc" else row
+
+    def _checked(self, row: Row, number: int) -> Row:
+        fault = self.task.unanswerable(row)
+        if fault:
+            code, named = fault
+            words = {"row": number, "reason": say(code, **named), "remedy": say(f"{code}.fix", **named)}
+            raise DataError(Problem("row-unanswerable", words, row.file or None, row.line or None))
+        return row
 
 
 def load_run(folder: Path, recipe: Recipe, tuned: bool = True) -> Predictor:
@@ -90,8 +116,8 @@ def load_run(folder: Path, recipe: Recipe, tuned: bool = True) -> Predictor:
     if tuned and not saved.is_dir():
         raise StoreError.of("run-without-model", file=str(folder))
     whole = tuned and not adaptation.adapter
-    start = saved if whole else locate(recipe.model).folder
-    loaded = load(start, recipe.model, task.head, task.outputs, task.hf_problem, recipe.seed)
+    start = locate(recipe.model.model_copy(update={"name": str(saved)}) if whole else recipe.model)
+    loaded = load(start.folder, recipe.model, task.head, task.outputs, task.hf_problem, recipe.seed)
     network = adaptation.reload(loaded.network, saved) if tuned else loaded.network.requires_grad_(False)
     engine, train = cast(Engine, recipe.engine), recipe.train
     device = torch.device(engine.place())
@@ -100,4 +126,7 @@ def load_run(folder: Path, recipe: Recipe, tuned: bool = True) -> Predictor:
     hold_in(network, precision, device)
     network.requires_grad_(False).eval()
     policy = Policy(network, loaded.tokenizer.pad_token_id, device, precision)
-    return Predictor(task, policy, loaded.tokenizer, train.max_length or 512, recipe.evaluate.max_new_tokens)
+    context = start.context or loaded.tokenizer.model_max_length
+    # Answers take their part of what the base can look at, but never more than half of it.
+    generated = min(recipe.evaluate.max_new_tokens, context // 2) if isinstance(task, TokenTask) else 0
+    return Predictor(task, policy, loaded.tokenizer, context - generated, generated, recipe.data.normalise)

@@ -21,6 +21,8 @@ from onsa.spec.faults import problems as faults
 from onsa.spec.faults import section_at
 from onsa.spec.sections import FORMATS, Accel, Data, Evaluate, Model, Train
 
+PLACES = {"model": ("name",), "data": ("path", "validation", "test")}
+
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which ``8:1:1`` is a text, not a number in base 60."""
@@ -64,7 +66,10 @@ class Recipe(Section):
 
     def identity(self, data_hash: str, base_hash: str) -> str:
         """The run's identity: one SHA-256 over the resolved recipe and the hashes of its data and base weights."""
-        payload = json.dumps([self.document(), data_hash, base_hash], sort_keys=True, ensure_ascii=False)
+        said = self.document()
+        for section, keys in PLACES.items():  # where files lie does not count: what is in them does
+            said[section] = {key: value for key, value in said[section].items() if key not in keys}
+        payload = json.dumps([said, data_hash, base_hash], sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(payload.encode()).hexdigest()
 
 

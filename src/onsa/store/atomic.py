@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from onsa.spec.errors import MachineError, Problem
+
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -21,7 +24,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         MachineError: the disk is full, or the folder may not be written.
     """
     beside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
-    with _explained(path.parent, len(data)):
+    with explained(path.parent, len(data)):
         try:
             with beside.open("wb") as file:
                 file.write(data)
@@ -46,7 +49,7 @@ def publish(folder_tmp: Path, folder_final: Path) -> None:
         FileExistsError: ``folder_final`` is there already; ``folder_tmp`` is left as it was.
         MachineError: the disk is full, or the parent folder may not be written.
     """
-    with _explained(folder_final.parent, 0):
+    with explained(folder_final.parent, 0):
         for folder, _, names in os.walk(folder_tmp):
             for name in names:
                 _sync(Path(folder, name))
@@ -98,16 +101,29 @@ def disk_full(path: Path, needed_bytes: int) -> MachineError:
 
 
 @contextmanager
-def _explained(folder: Path, needed_bytes: int) -> Iterator[None]:
-    """Turn the two faults of a machine that a user can mend into errors that say how."""
+def explained(folder: Path, needed_bytes: int) -> Iterator[None]:
+    """Turn the two faults of a machine that a user can mend into errors that say how.
+
+    Raises:
+        MachineError: the disk is full, or the folder may not be written.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        number = _number(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             raise disk_full(folder, needed_bytes) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise MachineError.of("folder-unwritable", folder=str(folder), reason=error.strerror) from None
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise MachineError.of("folder-unwritable", folder=str(folder), reason=os.strerror(number)) from None
         raise
+
+
+def _number(error: Exception) -> int | None:
+    """What the system said; safetensors, written in Rust, passes it on in words alone: ``(os error 28)``."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = RUST_ERROR.search(str(error))
+    return int(found[1]) if found else None
 
 
 def _sync(path: Path) -> None:

@@ -68,6 +68,11 @@ class Outcome:
         return whole.take(np.argsort(row_R, kind="stable"))
 
 
+def text_of(value: Any) -> str:
+    """A cell as text; null and NaN are no text."""
+    return "" if value is None or value != value else str(value)
+
+
 class Task(Component):
     """The base of every task. A task's settings are its fields; what depends on the data, ``fit`` writes into them."""
 
@@ -113,6 +118,10 @@ class Task(Component):
     @abstractmethod
     def problem_of(self, row: Row) -> tuple[str, dict[str, Any]] | None:
         """Why this row cannot be used, as a message code and its values, or ``None``."""
+
+    def unanswerable(self, row: Row) -> tuple[str, dict[str, Any]] | None:
+        """Why a row that waits for its answer cannot be answered, as a message code and its values, or ``None``."""
+        return None
 
     @abstractmethod
     def from_text(self, text: str) -> dict[str, Any]:
@@ -160,6 +169,14 @@ class TokenTask(Task):
     @abstractmethod
     def prompt(self, row: Row, tokenizer: Any) -> list[int]:
         """The tokens that an answer to this row is generated from."""
+
+    def asks(self, row: Row) -> bool:
+        """Whether a row has a prompt apart from its answer, so that a generated answer can be held beside that."""
+        return True
+
+    def stop_ids(self, tokenizer: Any) -> frozenset[int]:
+        """The tokens with which an answer ends."""
+        return frozenset() if tokenizer.eos_token_id is None else frozenset({tokenizer.eos_token_id})
 
     def outcome(self, policy: Policy, batch: Batch) -> Outcome:
         logprob_M = policy.logprobs(batch)

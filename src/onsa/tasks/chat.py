@@ -6,15 +6,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onsa.data.convert import check_conversation, to_messages, to_tools
+from onsa.data.convert import OPENING, check_conversation, to_messages, to_tools
 from onsa.data.profile import Look, Profile
 from onsa.data.table import Row
 from onsa.models.batch import Example
+from onsa.models.load import first_line
 from onsa.spec.errors import DataError
 from onsa.tasks.base import Match, TokenTask
 
 PROMPT_NAMES = ("prompt", "question", "instruction", "input", "user", "query", "質問", "入力", "指示")
 ANSWER_NAMES = ("completion", "answer", "response", "output", "assistant", "reply", "回答", "出力", "応答", "答え")
+
+MARK = "onsa"  # an answer to look for in what a template makes of it
 
 
 class Chat(TokenTask):
@@ -36,36 +39,43 @@ class Chat(TokenTask):
 
     @classmethod
     def recognise(cls, profile: Profile) -> Match | None:
+        beside = {role: column.name for role in ("system", "tools") if (column := profile.named(role))}
         messages = next((c for c in profile.columns if c.look is Look.MESSAGES), None)
         if messages is not None:
-            columns = {"messages": messages.name}
-            if profile.named("tools"):
-                columns["tools"] = "tools"
-            return Match(columns, 1.0, [("why-messages", {"column": messages.name})])
+            return Match({"messages": messages.name, **beside}, 1.0, [("why-messages", {"column": messages.name})])
         prompt, answer = profile.named(*PROMPT_NAMES), profile.named(*ANSWER_NAMES)
         if prompt is None or answer is None or answer.look is Look.NUMBER:
             return None
-        columns = {"prompt": prompt.name, "completion": answer.name}
-        if profile.named("system"):
-            columns["system"] = "system"
+        columns = {"prompt": prompt.name, "completion": answer.name, **beside}
         return Match(columns, 0.8, [("why-pairs", {"prompt": prompt.name, "answer": answer.name})])
 
     def problem_of(self, row: Row) -> tuple[str, dict[str, Any]] | None:
         return check_conversation(row.values)
 
+    def unanswerable(self, row: Row) -> tuple[str, dict[str, Any]] | None:
+        fault = check_conversation(row.values, answered=False)
+        return fault or (None if self._turns(row)[0] else ("messages-empty", {}))
+
     def messages(self, row: Row) -> list[dict[str, Any]]:
         """The row as a list of messages, with the task's system message where it has none."""
         messages = to_messages(row.values)
-        if self.system and messages and messages[0].get("role") not in ("system", "developer"):
+        if self.system and messages and messages[0].get("role") not in OPENING:
             messages = [{"role": "system", "content": self.system}, *messages]
         return messages
 
     def inputs(self, row: Row) -> str:
-        before = self.messages(row)[:-1]
+        before, _ = self._turns(row)
         return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in before)
 
     def answer(self, row: Row) -> str:
-        return str(self.messages(row)[-1].get("content") or "")
+        _, answer = self._turns(row)
+        return str(answer.get("content") or "")
+
+    def _turns(self, row: Row) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The conversation up to its last answer, and that; a conversation that waits for one is all asked."""
+        messages = self.messages(row)
+        answered = bool(messages) and messages[-1]["role"] == "assistant"
+        return (messages[:-1], messages[-1]) if answered else (messages, {})
 
     def from_text(self, text: str) -> dict[str, Any]:
         return {"messages": [{"role": "user", "content": text}]}
@@ -74,17 +84,17 @@ class Chat(TokenTask):
         """Tokens of the whole conversation, weight on what the assistant says and on the end of its turn.
 
         Raises:
-            DataError: the template changes earlier turns when later ones come, so that no turn can be told apart.
+            DataError: the template refuses the conversation, or changes earlier turns when later ones come, so that no
+                turn can be told apart.
         """
         messages = self.messages(row)
-        settings = _settings(row)
-        text = _render(tokenizer, messages, settings)
+        text = _render(tokenizer, row, messages)
         spans = []
         for index, message in enumerate(messages):
             if message["role"] != "assistant" or message.get("weight", 1) == 0:
                 continue
-            before = _render(tokenizer, messages[:index], settings, add_generation_prompt=True)
-            through = _render(tokenizer, messages[: index + 1], settings)
+            before = _render(tokenizer, row, messages[:index], add_generation_prompt=True)
+            through = _render(tokenizer, row, messages[: index + 1])
             if not (through.startswith(before) and text.startswith(through.rstrip())):
                 raise DataError.of("template-rewrites", file=row.file, line=row.line, turn=index + 1)
             # The newline after the end-of-turn token is the template's, not the assistant's.
@@ -98,20 +108,30 @@ class Chat(TokenTask):
         return Example(token_T[:max_length], weight_T[:max_length], cut=max(0, len(token_T) - max_length))
 
     def prompt(self, row: Row, tokenizer: Any) -> list[int]:
-        messages = self.messages(row)
-        if messages and messages[-1]["role"] == "assistant":
-            messages = messages[:-1]
-        text = _render(tokenizer, messages, _settings(row), add_generation_prompt=True)
+        text = _render(tokenizer, row, self._turns(row)[0], add_generation_prompt=True)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def stop_ids(self, tokenizer: Any) -> frozenset[int]:
+        """The end of a text, and the special token with which the template closes an assistant's turn."""
+        talk = Row({"prompt": "hello", "completion": MARK}, "", 0)
+        try:
+            _, said, closing = _render(tokenizer, talk, to_messages(talk.values)).rpartition(MARK)
+        except DataError:  # a template that takes no such talk has been tried on the rows that it was trained on
+            said = closing = ""
+        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        tokens = tokenizer(closing, add_special_tokens=False)["input_ids"] if said else []
+        return super().stop_ids(tokenizer).union([token for token in tokens if token in special][:1])
 
-def _settings(row: Row) -> dict[str, Any]:
-    tools = to_tools(row.values.get("tools"))
-    return {"tools": tools} if tools else {}
 
-
-def _render(tokenizer: Any, messages: list[dict[str, Any]], settings: dict[str, Any], **more: Any) -> str:
+def _render(tokenizer: Any, row: Row, messages: list[dict[str, Any]], **more: Any) -> str:
+    """Some of a row's messages under the base's chat template."""
     plain = [{name: value for name, value in message.items() if name != "weight"} for message in messages]
     if not plain:
         return ""
-    return str(tokenizer.apply_chat_template(plain, tokenize=False, **settings, **more))
+    if tools := to_tools(row.values.get("tools")):
+        more["tools"] = tools
+    try:
+        return str(tokenizer.apply_chat_template(plain, tokenize=False, **more))
+    except Exception as error:  # a template is a program of the model's author: it can raise anything
+        reason = first_line(error).rstrip(".")
+        raise DataError.of("template-fails", file=row.file or None, line=row.line or None, reason=reason) from error

@@ -20,7 +20,8 @@ from onsa.data.table import Row
 from onsa.models.batch import Batch, Example
 from onsa.models.heads import Head
 from onsa.spec.component import Form
-from onsa.tasks.base import Match, Outcome, Task
+from onsa.spec.errors import DataError
+from onsa.tasks.base import Match, Outcome, Task, text_of
 
 if TYPE_CHECKING:
     from onsa.models.policy import Policy
@@ -98,19 +99,27 @@ class TextClassification(Task):
         return Match({"text": text.name, "label": label.name}, 0.9 if named else 0.6, [reason])
 
     def fit(self, rows: list[Row]) -> TextClassification:
+        """This task with its problem and labels.
+
+        Raises:
+            DataError: no row has a label.
+        """
         values = [row.values["label"] for row in rows]
         problem = self.problem or _guess_problem(values)
         if problem == "regression":
             return self.model_copy(update={"problem": problem, "labels": ("value",)})
         names = Counter(name for value in values for name in _names(value, problem))
         labels = self.labels or tuple(sorted(names))
+        if not labels:
+            raise DataError.of("labels-none", rows=len(rows))
         return self.model_copy(update={"problem": problem, "labels": labels})
 
     def problem_of(self, row: Row) -> tuple[str, dict[str, Any]] | None:
-        if not str(row.values.get("text") or "").strip():
-            return "row-empty", {"role": "text"}
+        if fault := self.unanswerable(row):
+            return fault
         label = row.values.get("label")
-        if label is None or label in ("", []) or (isinstance(label, float) and math.isnan(label)):
+        listed = isinstance(label, list | tuple) and self.problem in (None, "multi-label")
+        if not listed and (label in ([], ()) or not text_of(label).strip()):  # an empty list says: none of the labels
             return "row-unlabelled", {"role": "label"}
         if self.problem == "regression" and _number(label) is None:
             return "label-not-number", {"value": label}
@@ -120,25 +129,28 @@ class TextClassification(Task):
                 return "label-unknown", {"value": strangers[0], "choices": ", ".join(self.labels)}
         return None
 
+    def unanswerable(self, row: Row) -> tuple[str, dict[str, Any]] | None:
+        return None if text_of(row.values.get("text")).strip() else ("row-empty", {"role": "text"})
+
     def from_text(self, text: str) -> dict[str, Any]:
         return {"text": text}
 
     def inputs(self, row: Row) -> str:
-        pair = row.values.get("text_pair")
-        return str(row.values["text"]) + (f"\n{pair}" if pair is not None else "")
+        return "\n".join(text for text in _texts(row) if text is not None)
 
     def answer(self, row: Row) -> str:
         return "; ".join(_names(row.values["label"], self.problem))
 
     def encode(self, row: Row, tokenizer: Any, max_length: int) -> Example:
-        pair = row.values.get("text_pair")
-        texts = (str(row.values["text"]), None if pair is None else str(pair))
-        encoded = tokenizer(*texts, truncation=False, verbose=False)["input_ids"]
-        cut = max(0, len(encoded) - max_length)
+        texts = _texts(row)
+        encoded = tokenizer(*texts, truncation=False, verbose=False)
+        cut = max(0, len(encoded["input_ids"]) - max_length)
         if cut:
-            encoded = tokenizer(*texts, truncation=True, max_length=max_length)["input_ids"]
+            encoded = tokenizer(*texts, truncation=True, max_length=max_length)
         target = self._target(row.values["label"]) if "label" in row.values else 0
-        return Example(np.asarray(encoded, np.int32), target=target, cut=cut)
+        types = encoded.get("token_type_ids") if texts[1] is not None else None
+        type_T = None if types is None else np.asarray(types, np.int32)
+        return Example(np.asarray(encoded["input_ids"], np.int32), target=target, cut=cut, type_T=type_T)
 
     def link(self, logit_RC: Tensor) -> Tensor:
         """Logits as probabilities (or, for numbers, as they are)."""
@@ -190,6 +202,12 @@ class TextClassification(Task):
         if self.problem == "multi-label":
             return np.asarray([label in names for label in self.labels], np.float32)
         return self.labels.index(names[0])
+
+
+def _texts(row: Row) -> tuple[str, str | None]:
+    """The text of a row, and its second text where it has one."""
+    pair = row.values.get("text_pair")
+    return text_of(row.values.get("text")), None if pair is None or pair != pair else str(pair)
 
 
 def _names(value: Any, problem: str | None) -> list[str]:

@@ -9,13 +9,14 @@ import numpy as np
 from onsa.data.profile import Look, Profile
 from onsa.data.table import Row
 from onsa.models.batch import Example
-from onsa.tasks.base import Match, TokenTask
+from onsa.tasks.base import Match, TokenTask, text_of
 
 
 class TextGeneration(TokenTask):
     """Continue a text. With ``prompt`` and ``completion`` only the completion trains; with ``text`` every token does.
 
     No template is put around the text: what stands in the file is what the model sees, and an end-of-sequence token.
+    A completion without a prompt is a beginning. A plain text has no answer apart from itself: asked, it is continued.
     """
 
     kind: ClassVar[str] = "text-generation"
@@ -34,22 +35,30 @@ class TextGeneration(TokenTask):
 
     def problem_of(self, row: Row) -> tuple[str, dict[str, Any]] | None:
         role = "completion" if "completion" in row.values else "text"
-        return None if str(row.values.get(role) or "").strip() else ("row-empty", {"role": role})
+        return None if text_of(row.values.get(role)).strip() else ("row-empty", {"role": role})
+
+    def unanswerable(self, row: Row) -> tuple[str, dict[str, Any]] | None:
+        return None if row.values.keys() & self.roles.keys() else ("row-empty", {"role": "prompt"})
 
     def inputs(self, row: Row) -> str:
-        return str(row.values["prompt"] if "completion" in row.values else row.values["text"])
+        """The prompt; of a plain text, all of it."""
+        plain = "text" in row.values and "completion" not in row.values
+        return text_of(row.values.get("text" if plain else "prompt"))
 
     def answer(self, row: Row) -> str:
-        return str(row.values.get("completion") or "")
+        return text_of(row.values.get("completion"))
+
+    def asks(self, row: Row) -> bool:
+        return "completion" in row.values
 
     def from_text(self, text: str) -> dict[str, Any]:
         return {"prompt": text}
 
     def encode(self, row: Row, tokenizer: Any, max_length: int) -> Example:
         if "completion" in row.values:
-            head, tail = self.prompt(row, tokenizer), str(row.values["completion"])
+            head, tail = self.prompt(row, tokenizer), self.answer(row)
         else:
-            head, tail = [], str(row.values["text"])
+            head, tail = [], self.inputs(row)
         # Prompt and completion are tokenised apart: at inference the boundary stands exactly there.
         body = tokenizer(tail, add_special_tokens=not head, verbose=False)["input_ids"]
         if tokenizer.eos_token_id is not None and body[-1:] != [tokenizer.eos_token_id]:
@@ -59,4 +68,4 @@ class TextGeneration(TokenTask):
         return Example(token_T[:max_length], weight_T[:max_length], cut=max(0, len(token_T) - max_length))
 
     def prompt(self, row: Row, tokenizer: Any) -> list[int]:
-        return list(tokenizer(str(row.values.get("prompt") or row.values.get("text") or ""))["input_ids"])
+        return list(tokenizer(self.inputs(row))["input_ids"])

@@ -16,7 +16,7 @@ class Schedule(Component):
     warmup: the first part of the run over which the rate rises in a line from zero: a share below 1, or whole steps.
     """
 
-    warmup: Annotated[float, Field(ge=0)] = 0.0
+    warmup: Annotated[float, Field(ge=0)] = 0.1
 
     def factor(self, step: int, total: int) -> float:
         """What the base rate is multiplied by at ``step`` (from 0) of ``total``."""
