@@ -120,7 +120,7 @@ def load(folder: Path, model: Model, head: Head, labels: tuple[str, ...], proble
             raise ModelError.of("model-unreadable", file=str(folder), reason=first_line(error)) from None
     new = frozenset(loading["missing_keys"])
     if head is Head.ROWS and known != labels:
-        new |= _fresh_head(network)
+        new |= _fresh_head(network, new)
     return Loaded(network.eval(), tokenizer, new)
 
 
@@ -129,15 +129,16 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _fresh_head(network: Any) -> frozenset[str]:
-    """Initialise what lies outside the base, whatever was there; returns the names of its parameters."""
-    outside = [name for name, _ in network.named_parameters() if not name.startswith(f"{network.base_model_prefix}.")]
-    for owner in dict.fromkeys(name.rpartition(".")[0] for name in outside):
+def _fresh_head(network: Any, new: frozenset[str]) -> frozenset[str]:
+    """Initialise what lies outside the base and came with it; returns the names of those parameters."""
+    inside = f"{network.base_model_prefix}."
+    kept = [name for name, _ in network.named_parameters() if not name.startswith(inside) and name not in new]
+    for owner in dict.fromkeys(name.rpartition(".")[0] for name in kept):
         module = network.get_submodule(owner)
         for parameter in module.parameters(recurse=False):
             parameter._is_hf_initialized = False  # as loaded weights are marked, and would be left alone
         network._init_weights(module)
-    return frozenset(outside)
+    return frozenset(kept)
 
 
 def _set_head_dropout(config: Any, share: float | None) -> None:
