@@ -14,9 +14,8 @@ from typing import Any, Literal
 
 from onsa.models.heads import Head
 from onsa.models.policy import Logits
-from onsa.spec.errors import Problem, RecipeError
+from onsa.spec.errors import Problem, RecipeError, unknown
 from onsa.spec.messages import say
-from onsa.spec.registry import unknown
 from onsa.spec.sections import Accel
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from onsa.spec.registry import unknown
+from onsa.spec.errors import unknown
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 OPENING = ("system", "developer")

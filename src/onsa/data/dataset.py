@@ -17,8 +17,7 @@ from onsa.data.rules import Rules
 from onsa.data.split import SIDES, assign, normal
 from onsa.data.table import Dataset, Row, Table
 from onsa.spec.component import Form
-from onsa.spec.errors import DataError, Problem
-from onsa.spec.registry import unknown
+from onsa.spec.errors import DataError, Problem, unknown
 from onsa.spec.sections import Data, Split
 
 

@@ -10,9 +10,8 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Any, Literal
 
-from onsa.spec.errors import ModelError
+from onsa.spec.errors import ModelError, unknown
 from onsa.spec.messages import say
-from onsa.spec.registry import unknown
 
 ROWS, ROW_TOKENS = 4, 256
 LORA_RANK = 8

@@ -14,8 +14,7 @@ from onsa.models.hub import snapshot
 from onsa.models.shelf import Progress, shelved, silent
 from onsa.models.weights import parameters, read_json, weights_hash
 from onsa.models.wheels import unpack
-from onsa.spec.errors import ModelError
-from onsa.spec.registry import unknown
+from onsa.spec.errors import ModelError, unknown
 from onsa.store.atomic import sha256_file
 from onsa.store.home import home
 

@@ -16,10 +16,9 @@ from onsa.objectives.base import Objective
 from onsa.optim.optimizers.base import Optimizer
 from onsa.spec import registry
 from onsa.spec.component import Component
-from onsa.spec.errors import DataError, Problem
+from onsa.spec.errors import DataError, Problem, unknown
 from onsa.spec.messages import say
 from onsa.spec.recipe import Recipe
-from onsa.spec.registry import unknown
 from onsa.spec.sections import Train
 from onsa.tasks.base import Match, Task
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any
 
@@ -113,3 +114,11 @@ class TrainingError(OnsaError):
 
 class StoreError(OnsaError):
     """A run that is not there, or is in the wrong state."""
+
+
+def unknown(code: str, value: str, known: Iterable[object], *, key: str | None = None, **values: object) -> Problem:
+    """A problem about a name that is not known, with the nearest valid one and the whole choice."""
+    choices = [str(name) for name in known]
+    near = get_close_matches(str(value), choices, n=1, cutoff=0.5)
+    nearest = near[0] if near else (choices[0] if choices else "-")
+    return Problem(code, {"value": value, "near": nearest, "choices": ", ".join(choices), **values}, key=key)

@@ -10,9 +10,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from onsa.spec.component import Section
-from onsa.spec.errors import Problem
+from onsa.spec.errors import Problem, unknown
 from onsa.spec.messages import catalogue, say
-from onsa.spec.registry import unknown
 
 # Pydantic's name of a bound that is broken: our message, and where the bound stands.
 BOUNDS = {

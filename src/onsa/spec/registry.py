@@ -7,15 +7,13 @@ when a recipe names it, so that what does not train never imports torch.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Iterable
-from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 
 from onsa.spec.component import Component
-from onsa.spec.errors import Problem, RecipeError
+from onsa.spec.errors import RecipeError, unknown
 
 AXES = {
     "task": "onsa.tasks",
@@ -68,11 +66,3 @@ def load(axis: str, kind: str) -> type[Component]:
         ]
     assert isinstance(chosen, type) and issubclass(chosen, Component) and chosen.kind == kind, (module, kind)
     return chosen
-
-
-def unknown(code: str, value: str, known: Iterable[object], *, key: str | None = None, **values: object) -> Problem:
-    """A problem about a name that is not known, with the nearest valid one and the whole choice."""
-    choices = [str(name) for name in known]
-    near = get_close_matches(str(value), choices, n=1, cutoff=0.5)
-    nearest = near[0] if near else (choices[0] if choices else "-")
-    return Problem(code, {"value": value, "near": nearest, "choices": ", ".join(choices), **values}, key=key)
