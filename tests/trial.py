@@ -49,12 +49,13 @@ def objective(prepared: Prepared) -> Objective:
 
 def advance(
     prepared: Prepared, session: Session, steps: int, at: Cursor | None = None
-) -> tuple[list[dict[str, float]], Cursor]:
+) -> tuple[list[dict[str, Any]], Cursor]:
     """Take some steps; what each one gave, and the place behind the last."""
     said, at = [], at or Cursor()
     for examples, after in islice(prepared.source.steps(prepared.feed, at), steps):
         batches = micro_batches(examples, prepared.plan, prepared.recipe.train.accumulate)
-        said.append({**session.forward_backward(batches, objective(prepared)), **session.step()})
+        means = session.forward_backward(batches, objective(prepared))
+        said.append({**means, **vars(session.step())})
         at = after
     return said, at
 

@@ -55,7 +55,7 @@ def test_what_is_promised_trains_and_nothing_else(kind: str, head: str, attempt:
     prepared = attempt(head, adaptation=kind)
     plain = base(prepared)
     of_base = {id(p): (name, p.numel()) for name, p in plain.network.named_parameters()}
-    network = adaptation(prepared).apply(plain.network, prepared.task.head, plain.new)
+    network = adaptation(prepared).apply(plain.network, prepared.task.head, plain.new, 6)
     free = {name: p for name, p in network.named_parameters() if p.requires_grad}
     stems = {name.rsplit(".", 1)[0] for name in plain.new}
     assert free and all(any(stem in name for name in free) for stem in stems), "what is new always trains"
@@ -103,9 +103,10 @@ def test_saved_reloaded_and_merged_it_says_the_same(kind: str, head: str, attemp
         assert not fresh.new
     reloaded = adaptation(prepared).reload(fresh.network, tmp_path / "model")
     assert trial.apart(tuned, said(prepared, session_of(prepared, reloaded))) <= 1e-6
-    assert {n.replace(".default", "") for n, p in reloaded.named_parameters() if p.requires_grad} == {
-        n.replace(".default", "") for n in trial.trained(session)
-    }
+    if adaptation(prepared).adapter:
+        assert {n for n, p in reloaded.named_parameters() if p.requires_grad} == set(trial.trained(session))
+    if not adaptation(prepared).merges:
+        return
     merged = adaptation(prepared).merge(trial.network(session))
     assert trial.apart(tuned, said(prepared, session_of(prepared, merged))) <= 1e-5
     assert {n for n, _ in merged.named_parameters()} == {n for n, _ in base(prepared).network.named_parameters()}

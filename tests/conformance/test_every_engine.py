@@ -29,7 +29,11 @@ def test_a_session_knows_its_verbs(kind: str, head: str, attempt: Any, tmp_path:
     assert 0 < means["loss"] < 10
     before = trial.trained(session)
     moved = session.step()
-    assert moved["lr"] > 0 and moved["grad_norm"] > 0
+    assert (
+        moved.lr > 0
+        and moved.grad_norm > 0
+        and set(moved.rates) == {"new", "base"} - ({"new"} if head == "tokens" else set())
+    )
     assert any(not torch.equal(value, before[name]) for name, value in trial.trained(session).items())
     outcome = session.evaluate(validation, prepared.task)
     assert outcome.row_R.tolist() == sorted(example.row for example in validation)

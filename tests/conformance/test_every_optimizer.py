@@ -36,7 +36,8 @@ class Toy(nn.Module):
 
 def built(kind: str, toy: Toy, fused: bool = False, **settings: Any) -> torch.optim.Optimizer:
     values = {"lr": 1e-2, "lr_new": 1e-1, "weight_decay": 0.1, **settings}
-    return cast(Optimizer, registry.load("optimizer", kind).model_validate(values)).build(toy, NEW, fused)
+    found = cast(Optimizer, registry.load("optimizer", kind).model_validate(values))
+    return found.build(found.groups(toy, NEW, by_block=False), fused)
 
 
 def walk(toy: Toy, optimizer: torch.optim.Optimizer, steps: int = 5) -> dict[str, torch.Tensor]:

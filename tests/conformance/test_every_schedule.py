@@ -64,7 +64,7 @@ def test_the_warm_up_rises_in_a_line(kind: str, warmup: float, rise: int) -> Non
     assert [found.factor(step, 100) for step in range(rise)] == pytest.approx(
         [(s + 1) / (rise + 1) for s in range(rise)]
     )
-    assert found.factor(rise, 100) == found.after_warmup(0.0) == 1
+    assert found.factor(rise, 100) == found.after_warmup(0, 100 - rise, ()) == 1
 
 
 @every_kind
@@ -80,7 +80,7 @@ def test_it_agrees_with_transformers(kind: str, rise: int, total: int) -> None:
 
 def test_a_cosine_ends_at_its_floor() -> None:
     found = schedule("cosine", floor=0.25)
-    assert found.after_warmup(1.0) == pytest.approx(0.25) and found.after_warmup(0.5) == pytest.approx(0.625)
+    assert found.after_warmup(8, 8, ()) == pytest.approx(0.25) and found.after_warmup(4, 8, ()) == pytest.approx(0.625)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -25,7 +25,7 @@ def test_every_file_of_an_axis_is_a_kind() -> None:
     for axis, package in registry.AXES.items():
         folder = Path(next(iter(importlib.import_module(package).__path__)))
         files = {path.stem.replace("_", "-") for path in folder.glob("*.py")} - {"--init--", "base"}
-        assert files and files <= set(registry.kinds(axis)), axis
+        assert files <= set(registry.kinds(axis)), axis
 
 
 @every_kind
@@ -47,9 +47,12 @@ def documented(found: type[Component]) -> str:
 def test_defaults_survive_the_way_through_a_recipe(axis: str, kind: str) -> None:
     component = registry.load(axis, kind)()
     recipe = parse_recipe({"model": "m", "data": "d", axis: component})
-    assert recipe.document()[axis]["kind"] == kind
+    several = axis in registry.SEVERAL
+    said = recipe.document()[axis]
+    assert (said[0] if several else said)["kind"] == kind
     again = parse_recipe(yaml.safe_load(recipe.dump()))
-    assert again == recipe and type(getattr(again, axis)) is type(component)
+    found = getattr(again, axis)
+    assert again == recipe and type(found[0] if several else found) is type(component)
     assert parse_recipe({"model": "m", "data": "d", axis: kind}) == recipe
 
 
@@ -88,8 +91,8 @@ class Halves(Schedule):
     kind = "halves"
     parts: int = 2
 
-    def after_warmup(self, progress):
-        return 0.5 ** int(progress * self.parts)
+    def after_warmup(self, step, total, seen):
+        return 0.5 ** int(step / total * self.parts)
 '''
 
 

@@ -195,23 +195,26 @@ TABLE: dict[str, Entry] = {
     "task:text-classification.threshold": Entry(0.1, measured, before=TAGS),
     "task:chat.system": Entry("be brief", examples, "talks"),
     "adaptation": Entry("lora", trainable),
+    "adaptation:*.freeze": Entry(["*.layer.1.*", "classifier"], trainable),
+    "adaptation:*.unfreeze": Entry(["embeddings"], trainable),
     "adaptation:lora.rank": Entry(4, trainable, before=LORA),
     "adaptation:lora.alpha": Entry(64.0, losses, before=LORA),
     "adaptation:lora.dropout": Entry(0.6, losses, before=LORA),
     "adaptation:lora.targets": Entry(["query"], trainable, before=LORA),
     "objective": Entry("squared-error", losses),
+    "regulariser": Entry("nonsense", losses),
     "source": Entry("nonsense", batches),
     "source:dataset.shuffle": Entry(False, batches),
     "optimizer": Entry("nonsense", groups),
-    "optimizer:adamw.lr": Entry(0.01, groups),
-    "optimizer:adamw.lr_new": Entry(0.05, groups),
-    "optimizer:adamw.weight_decay": Entry(0.3, groups),
+    "optimizer:*.lr": Entry(0.01, groups),
+    "optimizer:*.lr_new": Entry(0.05, groups),
+    "optimizer:*.layer_decay": Entry(0.5, groups),
+    "optimizer:*.lora_plus": Entry(16.0, groups, before=LORA),
+    "optimizer:*.weight_decay": Entry(0.3, groups),
     "optimizer:adamw.betas": Entry([0.5, 0.6], losses),
     "optimizer:adamw.eps": Entry(0.1, losses),
     "schedule": Entry("cosine", rates),
-    "schedule:constant.warmup": Entry(0.5, rates),
-    "schedule:linear.warmup": Entry(4, rates),
-    "schedule:cosine.warmup": Entry(0.5, rates),
+    "schedule:*.warmup": Entry(0.5, rates),
     "schedule:cosine.floor": Entry(0.5, rates, before=COSINE),
     "engine": Entry("nonsense", device),
     "engine:local.device": Entry("cuda", device),
@@ -324,6 +327,12 @@ def base_of(of: str, shelf: Path) -> dict[str, Any]:
     }
 
 
+def kind_of(values: dict[str, Any], axis: str) -> dict[str, Any]:
+    """What a recipe says on an axis; of several kinds the first."""
+    given = values.get(axis) or {}
+    return given if isinstance(given, dict) else given[0]
+
+
 def lay(values: dict[str, Any], key: str, value: Any, shelf: Path) -> None:
     """Put a value in its place; ``@name`` is a name on the shelf, and a kind's key brings the kind."""
     if isinstance(value, str) and value.startswith("@"):
@@ -331,8 +340,9 @@ def lay(values: dict[str, Any], key: str, value: Any, shelf: Path) -> None:
     axis, colon, rest = key.partition(":")
     if colon:
         kind, _, name = rest.partition(".")
-        given = values.get(axis) or {}
-        values[axis] = {**(given if given.get("kind") == kind else {"kind": kind}), name: value}
+        given = kind_of(values, axis)
+        laid = {**(given if given.get("kind") == kind else {"kind": kind}), name: value}
+        values[axis] = [laid] if axis in registry.SEVERAL else laid
         return
     *place, name = key.split(".")
     node = values
@@ -352,20 +362,26 @@ def seen(values: dict[str, Any], entry: Entry) -> Any:
         return "refused", [problem.code for problem in error.problems]
 
 
+def entry_name(key: str) -> str:
+    """The table's name for a key: its own, or one with ``*`` for the kind where every kind of the axis has it."""
+    axis, _, rest = key.partition(":")
+    return key if key in TABLE else f"{axis}:*.{rest.partition('.')[2]}"
+
+
 def test_every_key_has_an_entry() -> None:
-    assert set(keys()) == set(TABLE)
+    assert {entry_name(key) for key in keys()} == set(TABLE)
 
 
-@pytest.mark.parametrize("key", sorted(TABLE))
+@pytest.mark.parametrize("key", sorted(keys()))
 def test_every_key_shows(key: str, shelf: Path, hub: None) -> None:
-    entry, before = TABLE[key], torch.get_num_threads()
+    entry, before = TABLE[entry_name(key)], torch.get_num_threads()
     values = base_of(entry.of, shelf)
     for name, value in entry.before.items():
         lay(values, name, value, shelf)
     if ":" in key:
         axis, _, rest = key.partition(":")
         kind = rest.partition(".")[0]
-        if (values.get(axis) or {}).get("kind") != kind:
+        if kind_of(values, axis).get("kind") != kind:
             values[axis] = {"kind": kind}
     changed = deepcopy(values)
     lay(changed, key, entry.value, shelf)
@@ -383,7 +399,7 @@ def test_what_a_plan_shows_is_the_resolved_recipe(shelf: Path) -> None:
     """Nothing is left open: what ``None`` stands for is written down wherever it is chosen."""
     checked = check(parse_recipe({"model": str(shelf / "bert"), "data": str(shelf / "topics.csv")}), timing=False)
     document = checked.document()["recipe"]
-    assert all(document[axis] for axis in registry.AXES)
+    assert all(document[axis] for axis in registry.AXES if axis not in registry.SEVERAL)
     chosen = ("epochs", "max_length", "precision", "eval_steps", "save_steps")
     assert all(document["train"][name] is not None for name in chosen)
     assert document["optimizer"]["lr"] and document["optimizer"]["lr_new"] and document["data"]["columns"]

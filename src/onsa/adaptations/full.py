@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Iterable
+from typing import ClassVar
 
 from torch import nn
 
-from onsa.adaptations.base import Adaptation
+from onsa.adaptations.base import WholeModel
 from onsa.models.heads import Head
-from onsa.models.load import quiet
+
+RATE_WIDTH = 384  # the width of hidden states at which the rates are stated
 
 
-class Full(Adaptation):
+class Full(WholeModel):
     """Train every weight. The most capable and the most costly; right for small models and much data."""
 
     kind: ClassVar[str] = "full"
-    adapter: ClassVar[bool] = False
     rates: ClassVar[dict[Head, float]] = {Head.ROWS: 2e-4, Head.TOKENS: 5e-5}
 
-    def apply(self, network: nn.Module, head: Head, new: frozenset[str]) -> nn.Module:
-        return network.requires_grad_(True)
+    def chosen(self, network: nn.Module, head: Head) -> Iterable[str]:
+        return (name for name, _ in network.named_parameters())
 
-    def save(self, network: nn.Module, tokenizer: Any, folder: Path) -> None:
-        with quiet():
-            network.save_pretrained(folder)  # type: ignore[operator]  # a transformers model
-        tokenizer.save_pretrained(folder)
-
-    def reload(self, network: nn.Module, folder: Path) -> nn.Module:
-        return network.requires_grad_(True)  # the folder is a whole model, and was loaded as one
-
-    def merge(self, network: nn.Module) -> nn.Module:
-        return network
+    def rate(self, head: Head, width: int) -> float:
+        """Adam's best rate falls about as the width rises (Yang et al. 2022, table 3)."""
+        return float(f"{self.rates[head] * min(1.0, RATE_WIDTH / width):.1e}")

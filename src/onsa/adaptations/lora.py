@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import nn
 
-from onsa.adaptations.base import Adaptation
+from onsa.adaptations.base import PeftAdapter
 from onsa.models.heads import Head
-from onsa.models.load import quiet
 from onsa.spec.errors import RecipeError
 
 
-class Lora(Adaptation):
+class Lora(PeftAdapter):
     """Train ``W + (alpha / rank) · B · A`` with ``W`` frozen; B starts at zero, so step zero equals the base.
 
     rank: inner width of the update.
@@ -25,7 +23,6 @@ class Lora(Adaptation):
     """
 
     kind: ClassVar[str] = "lora"
-    adapter: ClassVar[bool] = True
     rates: ClassVar[dict[Head, float]] = {Head.ROWS: 1e-3, Head.TOKENS: 1e-3}
 
     rank: Annotated[int, Field(ge=1)] = 8
@@ -33,42 +30,20 @@ class Lora(Adaptation):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: str | tuple[str, ...] = "all-linear"
 
-    def apply(self, network: nn.Module, head: Head, new: frozenset[str]) -> nn.Module:
-        from peft import LoraConfig, TaskType, get_peft_model
+    def config(self, network: nn.Module, train: frozenset[str], total: int) -> Any:
+        from peft import LoraConfig
 
         wanted = (self.targets,) if isinstance(self.targets, str) else self.targets
-        _check_targets(network, wanted, new)
-        config = LoraConfig(
+        check_targets(network, wanted, train)
+        return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha if self.alpha is not None else 2 * self.rank,
             lora_dropout=self.dropout,
             target_modules="all-linear" if "all-linear" in wanted else list(wanted),
-            task_type=TaskType.SEQ_CLS if head is Head.ROWS else TaskType.CAUSAL_LM,
-            # PEFT trains and saves a new classification head by itself; what else is new is named to it.
-            modules_to_save=sorted({name.rsplit(".", 1)[0] for name in new}) or None,
         )
-        with quiet():
-            adapted: nn.Module = get_peft_model(network, config)
-        return adapted
-
-    def save(self, network: nn.Module, tokenizer: Any, folder: Path) -> None:
-        with quiet():
-            network.save_pretrained(folder)  # type: ignore[operator]  # a PEFT model
-        tokenizer.save_pretrained(folder)
-
-    def reload(self, network: nn.Module, folder: Path) -> nn.Module:
-        from peft import PeftModel
-
-        with quiet():
-            adapted: nn.Module = PeftModel.from_pretrained(network, folder, is_trainable=True)
-        return adapted
-
-    def merge(self, network: nn.Module) -> nn.Module:
-        merged: nn.Module = network.merge_and_unload()  # type: ignore[operator]  # a PEFT model
-        return merged
 
 
-def _check_targets(network: nn.Module, wanted: Sequence[str], new: frozenset[str]) -> None:
+def check_targets(network: nn.Module, wanted: Sequence[str], train: frozenset[str]) -> None:
     """Match names as PEFT does, which refuses, in words of its own, a match that it cannot adapt.
 
     Raises:
@@ -78,7 +53,9 @@ def _check_targets(network: nn.Module, wanted: Sequence[str], new: frozenset[str
 
     kinds = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)
     modules = dict(network.named_modules())
-    adaptable = {name for name, module in modules.items() if isinstance(module, kinds) and f"{name}.weight" not in new}
+    adaptable = {
+        name for name, module in modules.items() if isinstance(module, kinds) and f"{name}.weight" not in train
+    }
     for target in wanted:
         matched = [name for name in modules if name == target or name.endswith(f".{target}")]
         fits = adaptable.intersection(matched) and all(isinstance(modules[name], kinds) for name in matched)

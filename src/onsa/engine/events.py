@@ -17,7 +17,11 @@ class Begun:
 
 @dataclass(frozen=True)
 class Stepped:
-    """One optimizer step. ``loss`` is the mean over its weight; ``trained`` counts predictions, ``tokens`` all."""
+    """One optimizer step. ``loss`` is the mean over its weight; ``trained`` counts predictions, ``tokens`` all.
+
+    ``lr`` is the recipe's rate under the schedule; ``rates`` are those of the groups of parameters, by label: 0 where a
+    group does not train yet.
+    """
 
     step: int
     total: int
@@ -28,6 +32,7 @@ class Stepped:
     tokens: int
     trained: int
     seconds: float
+    rates: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
 

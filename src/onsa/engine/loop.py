@@ -63,12 +63,13 @@ def run(job: Job) -> Iterator[Event]:
                 total=total,
                 epoch=progress.cursor.epoch,
                 loss=metrics.pop("loss"),
-                lr=moved["lr"],
-                grad_norm=moved["grad_norm"],
+                lr=moved.lr,
+                grad_norm=moved.grad_norm,
                 tokens=sum(len(example.token_T) for example in examples),
                 trained=sum(example.supervised for example in examples),
                 seconds=time.perf_counter() - started,
-                metrics=metrics,
+                rates=moved.rates,
+                metrics={**metrics, **moved.metrics},
             )
             progress, last = replace(progress, cursor=after, stepped=stepped, evaluated=None), after.step == total
             if job.validation and (last or _due(after.step, train.eval_steps)):
@@ -95,6 +96,7 @@ def _judged(progress: Progress, stepped: Stepped, measured: dict[str, float], jo
     metric = job.feed.train.best
     stop = job.feed.train.early_stop
     lower = metric in job.task.lower_is_better
+    job.session.observe(measured[metric] if lower else -measured[metric])
     progress = progress.seen(measured[metric], lower, stop.min_delta if stop else 0.0)
     evaluated = Evaluated(stepped.step, stepped.epoch, measured, progress.best_step == stepped.step, progress.stale)
     return replace(progress, evaluated=evaluated)

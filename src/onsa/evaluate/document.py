@@ -222,7 +222,7 @@ class ModelRecord(TypedDict):
     packaged: str | None
     sha256: str
     licence: str | None
-    saved_as: Literal["peft", "transformers"]
+    saved_as: Literal["peft", "transformers", "onsa"]
 
 
 class Versions(TypedDict):

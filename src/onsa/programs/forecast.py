@@ -24,6 +24,7 @@ from onsa.objectives.base import Objective
 from onsa.optim.optimizers.base import Optimizer
 from onsa.optim.schedules.base import Schedule
 from onsa.programs.prepare import Prepared
+from onsa.regularisers.base import Regulariser
 from onsa.sources.base import Cursor
 from onsa.spec.errors import Level, Problem
 
@@ -63,7 +64,7 @@ def adapted(prepared: Prepared) -> tuple[Loaded, nn.Module]:
     recipe, task = prepared.recipe, prepared.task
     loaded = load(prepared.base.folder, recipe.model, task.head, task.outputs, task.hf_problem, recipe.seed)
     torch.manual_seed(recipe.seed)
-    network = prepared.adaptation.apply(loaded.network, task.head, loaded.new)
+    network = prepared.adaptation.apply(loaded.network, task.head, loaded.new, prepared.total)
     return loaded, network
 
 
@@ -72,6 +73,8 @@ def work(prepared: Prepared, loaded: Loaded, network: nn.Module) -> Work:
     recipe = prepared.recipe
     return Work(
         network=network,
+        adaptation=prepared.adaptation,
+        regularisers=cast(tuple[Regulariser, ...], recipe.regulariser),
         new=loaded.new,
         pad_id=prepared.tokenizer.pad_token_id,
         plan=prepared.plan,

@@ -154,7 +154,7 @@ def _model(prepared: Prepared) -> ModelRecord:
         packaged=_source(entry.package) if entry else None,
         sha256=prepared.base.sha256,
         licence=entry.licence if entry else None,
-        saved_as="peft" if prepared.adaptation.adapter else "transformers",
+        saved_as=prepared.adaptation.saved_as,
     )
 
 

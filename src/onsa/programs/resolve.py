@@ -23,7 +23,6 @@ from onsa.spec.sections import Train
 from onsa.tasks.base import Match, Task
 
 SMALL_MODEL = 60_000_000  # parameters up to which full tuning is the better default for a row head
-RATE_WIDTH = 384  # the width of hidden states at which the rates of whole models are stated
 LONGEST = 1024  # tokens a row keeps by default
 
 
@@ -109,9 +108,7 @@ def with_axes(recipe: Recipe, base: Located, head: Head) -> tuple[Recipe, list[C
         chosen["objective"] = next(kind for kind in options if kind.reads is task.provides)()
     optimizer = cast(Optimizer, recipe.optimizer or _usual("optimizer"))
     if optimizer.lr is None:
-        rate = adaptation.rates[head]
-        if not adaptation.adapter:  # Adam's best rate falls about as the width rises (Yang et al. 2022, table 3)
-            rate = float(f"{rate * min(1.0, RATE_WIDTH / base.config.get('hidden_size', RATE_WIDTH)):.1e}")
+        rate = adaptation.rate(head, int(base.config.get("hidden_size") or 768))
         choices.append(Choice("optimizer.lr", "why-rate", {"rate": rate, "adaptation": adaptation.kind}))
         optimizer = optimizer.model_copy(update={"lr": rate})
     if optimizer.lr_new is None:

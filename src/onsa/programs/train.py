@@ -87,13 +87,14 @@ def finish(recipe: Recipe, fresh: bool = False) -> Run:
 
 def _run(store: Store, run: Run | None, prepared: Prepared) -> Generator[Told, None, None]:
     loaded, network = adapted(prepared)
-    seen = _fitting(prepared, network)  # before there is a run, so that one that cannot begin leaves none behind
+    # Both before there is a run, so that one that cannot begin leaves none behind.
+    seen = _fitting(prepared, network)
+    session = prepared.engine.open(work(prepared, loaded, network))
     resumed = run is not None
     run = store.start(run or _created(store, prepared))
     with _stated(store, run):
         write_text(run.folder / RECIPE, prepared.recipe.dump())
         yield Opened(run, prepared, resumed)
-        session = prepared.engine.open(work(prepared, loaded, network))
         job = loop.Job(
             session=session,
             source=prepared.source,

@@ -39,6 +39,15 @@ def _axis(axis: str) -> BeforeValidator:
     return BeforeValidator(lambda value: None if value is None else _component(axis, value))
 
 
+def _several(axis: str) -> BeforeValidator:
+    return BeforeValidator(lambda value: tuple(_component(axis, one) for one in _listed(value)))
+
+
+def _listed(value: Any) -> list[Any]:
+    """Several kinds, one in its short form, or none."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
 class Recipe(Section):
     """What a run is made of. Axes that are ``None`` are chosen by ``resolve`` from the data and the model."""
 
@@ -47,6 +56,7 @@ class Recipe(Section):
     task: Annotated[SerializeAsAny[Component] | None, _axis("task")] = None
     adaptation: Annotated[SerializeAsAny[Component] | None, _axis("adaptation")] = None
     objective: Annotated[SerializeAsAny[Component] | None, _axis("objective")] = None
+    regulariser: Annotated[tuple[SerializeAsAny[Component], ...], _several("regulariser")] = ()
     source: Annotated[SerializeAsAny[Component] | None, _axis("source")] = None
     optimizer: Annotated[SerializeAsAny[Component] | None, _axis("optimizer")] = None
     schedule: Annotated[SerializeAsAny[Component] | None, _axis("schedule")] = None
@@ -111,16 +121,18 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
     problems: list[Problem] = []
     good = dict(values)
     for axis in registry.AXES:  # first the kinds, so that their own problems are listed beside the sections'
-        try:
-            if good.get(axis) is not None:
-                good[axis] = _component(axis, good[axis])
-        except RecipeError as error:
-            problems += error.problems
-            del good[axis]
-        except ValidationError as error:
-            given = good.pop(axis)
-            kind = given if isinstance(given, str) else given.get("kind", registry.USUAL.get(axis))
-            problems += faults(error, registry.load(axis, kind), given, prefix=axis)
+        if good.get(axis) is None:
+            continue
+        made: list[Component] = []
+        for given in _listed(good[axis]) if axis in registry.SEVERAL else [good[axis]]:
+            try:
+                made.append(_component(axis, given))
+            except RecipeError as error:
+                problems += error.problems
+            except ValidationError as error:
+                kind = given if isinstance(given, str) else given.get("kind", registry.USUAL.get(axis))
+                problems += faults(error, registry.load(axis, kind), given, prefix=axis)
+        good[axis] = tuple(made) if axis in registry.SEVERAL else made[0] if made else None
     try:
         recipe = Recipe.model_validate(good)
     except ValidationError as error:
@@ -193,9 +205,11 @@ def _override(values: dict[str, Any], override: str) -> None:
         inner = node.get(part)
         if isinstance(inner, str):  # the axis stands in its short form
             inner = {_short_field(parts[: depth + 1]): inner}
+        if isinstance(inner, list):
+            raise RecipeError.of("override-in-list", file="--set", value=override, key=".".join(parts[: depth + 1]))
         node[part] = dict(inner) if isinstance(inner, Mapping) else {}
         node = node[part]
-    if len(parts) == 1 and isinstance(node.get(parts[0]), dict) and parts[0] in registry.AXES:
+    if len(parts) == 1 and isinstance(node.get(parts[0]), dict) and parts[0] in registry.AXES.keys() - registry.SEVERAL:
         node[parts[0]] = {"kind": value} if isinstance(value, str) else value
     else:
         node[parts[-1]] = value

@@ -19,11 +19,13 @@ AXES = {
     "task": "onsa.tasks",
     "adaptation": "onsa.adaptations",
     "objective": "onsa.objectives",
+    "regulariser": "onsa.regularisers",
     "source": "onsa.sources",
     "optimizer": "onsa.optim.optimizers",
     "schedule": "onsa.optim.schedules",
     "engine": "onsa.engine.sessions",
 }
+SEVERAL = frozenset({"regulariser"})  # axes on which a recipe may name several kinds, or none
 # The kind that is meant where a recipe names none; on the other axes it depends on the data and the base.
 USUAL = {"source": "dataset", "optimizer": "adamw", "schedule": "linear", "engine": "local"}
 

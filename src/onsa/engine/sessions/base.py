@@ -1,4 +1,4 @@
-"""Session: where steps run. The loop sees these five verbs and nothing of devices, precision or optimizers."""
+"""Session: where steps run. The loop sees these verbs and nothing of devices, precision or optimizers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from pathlib import Path
 from torch import nn
 
 from onsa.accel.plan import Plan
+from onsa.adaptations.base import Adaptation
 from onsa.models.batch import Batch, Example
 from onsa.models.policy import Models
 from onsa.objectives.base import Objective
 from onsa.optim.optimizers.base import Optimizer
 from onsa.optim.schedules.base import Schedule
+from onsa.regularisers.base import Regulariser
 from onsa.spec.component import Component
 from onsa.tasks.base import Outcome, Task
 
@@ -24,10 +26,13 @@ class Work:
     """What a session trains, and with what.
 
     network: adapted, its trainable parameters marked; ``new`` names those that the base did not have.
+    adaptation, regularisers: what they do in a step, they are asked for.
     total: optimizer steps of the whole run, which the schedule spans.
     """
 
     network: nn.Module
+    adaptation: Adaptation
+    regularisers: tuple[Regulariser, ...]
     new: frozenset[str]
     pad_id: int
     plan: Plan
@@ -37,6 +42,16 @@ class Work:
     clip: float | None
     seed: int
     total: int
+
+
+@dataclass(frozen=True)
+class Moved:
+    """One movement of the weights: see :class:`onsa.engine.events.Stepped`."""
+
+    lr: float
+    rates: dict[str, float]
+    grad_norm: float
+    metrics: dict[str, float]
 
 
 class Session(ABC):
@@ -49,8 +64,12 @@ class Session(ABC):
         """Gradients of the sum of the batches' losses; returns means over their weight (``loss`` and more)."""
 
     @abstractmethod
-    def step(self) -> dict[str, float]:
-        """Divide the gradient by the weight, clip, move the weights; returns ``lr`` and ``grad_norm``."""
+    def step(self) -> Moved:
+        """Divide the gradient by the weight, clip, move the weights."""
+
+    @abstractmethod
+    def observe(self, value: float) -> None:
+        """Take note of the watched validation metric, with the sign at which less is better."""
 
     @abstractmethod
     def evaluate(self, examples: Sequence[Example], task: Task) -> Outcome:
@@ -62,7 +81,7 @@ class Session(ABC):
 
     @abstractmethod
     def restore(self, at: Path, optimizer: bool = True) -> None:
-        """Read what ``save`` wrote; without the optimizer's state where only the weights are wanted."""
+        """Read what ``save`` wrote; without the optimizer's state, only the weights as they are to be deployed."""
 
 
 class Engine(Component):

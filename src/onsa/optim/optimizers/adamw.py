@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from onsa.optim.optimizers.base import Optimizer
 
@@ -24,5 +23,5 @@ class AdamW(Optimizer):
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
 
-    def build(self, network: nn.Module, new: frozenset[str], fused: bool) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.groups(network, new), betas=self.betas, eps=self.eps, fused=fused)
+    def build(self, groups: list[dict[str, Any]], fused: bool) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=fused)

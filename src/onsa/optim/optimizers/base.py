@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
+from onsa.models.blocks import depths
 from onsa.spec.component import Component
+from onsa.spec.errors import RecipeError
+
+LORA_B = ("lora_B.", "lora_embedding_B.")
 
 
 class Optimizer(Component):
@@ -17,39 +22,72 @@ class Optimizer(Component):
 
     lr: the learning rate; found from the adaptation where not given.
     lr_new: the rate of parameters that the base does not have, such as a new head; ``lr`` where not given.
+    layer_decay: each block's rate is this share of that of the block above it (Howard and Ruder 2018, section 3.2).
+    lora_plus: the rate of LoRA's B matrices, as a multiple of the rate of its A matrices (Hayou et al. 2024).
     weight_decay: decay of matrices; biases, norms and other vectors are exempt.
     """
 
     lr: Annotated[float, Field(gt=0)] | None = None
     lr_new: Annotated[float, Field(gt=0)] | None = None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    lora_plus: Annotated[float, Field(gt=0)] | None = None
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
 
     @abstractmethod
-    def build(self, network: nn.Module, new: frozenset[str], fused: bool) -> torch.optim.Optimizer:
-        """The optimizer over what trains. Each group's ``base_lr`` is what a schedule multiplies.
+    def build(self, groups: list[dict[str, Any]], fused: bool) -> torch.optim.Optimizer:
+        """The optimizer over some :meth:`groups`.
 
         Args:
-            new: names of parameters that the base did not have.
             fused: use torch's fused step, which differs from the plain one in float order only.
         """
 
-    def groups(self, network: nn.Module, new: frozenset[str]) -> list[dict[str, object]]:
-        """Trainable parameters by rate and decay, in the network's order."""
-        assert self.lr is not None, "a resolved recipe has a learning rate"
-        found: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, parameter in network.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            fresh = self.lr_new is not None and any(part in name for part in _stems(new))
-            rate = self.lr_new if fresh and self.lr_new is not None else self.lr
+    def deployed(self, optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, Tensor]:
+        """The values to measure and to save, of parameters for which they are not those that train."""
+        return {}
+
+    def groups(self, network: nn.Module, new: frozenset[str], by_block: bool) -> list[dict[str, Any]]:
+        """Trainable parameters by label, rate and decay, in the network's order.
+
+        Each group has ``params``, ``weight_decay``, ``lr``, the ``base_lr`` that a schedule multiplies, and a ``label``
+        for readers.
+
+        Args:
+            new: names of parameters that the base did not have.
+            by_block: a group of its own for each block, where what trains changes block by block.
+
+        Raises:
+            RecipeError: ``lora_plus`` is given where no LoRA trains.
+        """
+        found: dict[tuple[str, float, float], list[nn.Parameter]] = {}
+        rate_of = self._rates(network, new, by_block)
+        trainable = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+        if self.lora_plus is not None and not any(part in name for name, _ in trainable for part in LORA_B):
+            raise RecipeError.of("lora-plus-unfit", key="optimizer.lora_plus")
+        for name, parameter in trainable:
             decay = self.weight_decay if parameter.ndim >= 2 else 0.0
-            found.setdefault((rate, decay), []).append(parameter)
+            found.setdefault((*rate_of(name), decay), []).append(parameter)
         return [
-            {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}
-            for (rate, decay), parameters in found.items()
+            {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay, "label": label}
+            for (label, rate, decay), parameters in found.items()
         ]
 
+    def _rates(self, network: nn.Module, new: frozenset[str], by_block: bool) -> Callable[[str], tuple[str, float]]:
+        """The label and the rate of a parameter, by its name."""
+        assert self.lr is not None, "a resolved recipe has a learning rate"
+        rate, rate_new = self.lr, self.lr_new
+        stems = {name.rsplit(".", 1)[0] + "." for name in new}  # an adaptation may wrap a module, but keeps its name
+        depth, top = depths(network)
 
-def _stems(new: frozenset[str]) -> set[str]:
-    """Module names of new parameters: an adaptation may wrap a module, but keeps its name in the path."""
-    return {name.rsplit(".", 1)[0] + "." for name in new}
+        def of(name: str) -> tuple[str, float]:
+            if any(stem in name for stem in stems):
+                return "new", rate if rate_new is None else rate_new
+            label, found = "base", rate
+            if by_block or self.layer_decay != 1.0:
+                at = depth(name)
+                label = "embeddings" if at == 0 else "top" if at == top else f"block {at}"
+                found = rate * self.layer_decay ** (top - at)
+            if self.lora_plus is not None and any(part in name for part in LORA_B):
+                label, found = f"{label}, B", found * self.lora_plus
+            return label, found
+
+        return of

@@ -1,8 +1,9 @@
-"""Schedule: the learning rate as a pure function of the step, so that resuming needs no state."""
+"""Schedule: the learning rate as a pure function of the step and of what was measured before it."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -18,13 +19,21 @@ class Schedule(Component):
 
     warmup: Annotated[float, Field(ge=0)] = 0.1
 
-    def factor(self, step: int, total: int) -> float:
-        """What the base rate is multiplied by at ``step`` (from 0) of ``total``."""
-        rise = round(self.warmup * total) if self.warmup < 1 else round(self.warmup)
+    def factor(self, step: int, total: int, seen: Sequence[float] = ()) -> float:
+        """What the base rate is multiplied by at ``step`` (from 0) of ``total``.
+
+        Args:
+            seen: the watched validation metric at every evaluation so far, with the sign at which less is better.
+        """
+        rise = self.rise(total)
         if step < rise:
             return (step + 1) / (rise + 1)
-        return self.after_warmup((step - rise) / max(1, total - rise))
+        return self.after_warmup(step - rise, max(1, total - rise), seen)
+
+    def rise(self, total: int) -> int:
+        """Steps of the warm-up."""
+        return round(self.warmup * total) if self.warmup < 1 else round(self.warmup)
 
     @abstractmethod
-    def after_warmup(self, progress: float) -> float:
-        """The factor at a share of the way, in [0, 1), from the end of the warm-up to the end of the run."""
+    def after_warmup(self, step: int, total: int, seen: Sequence[float]) -> float:
+        """The factor at a step counted from the end of the warm-up, of the ``total`` steps after it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from onsa.optim.schedules.base import Schedule
@@ -12,5 +13,5 @@ class Constant(Schedule):
 
     kind: ClassVar[str] = "constant"
 
-    def after_warmup(self, progress: float) -> float:
+    def after_warmup(self, step: int, total: int, seen: Sequence[float]) -> float:
         return 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -11,7 +12,7 @@ from onsa.optim.schedules.base import Schedule
 
 
 class Cosine(Schedule):
-    """``floor + (1 - floor) · (1 + cos(π · progress)) / 2``.
+    """``floor + (1 - floor) · (1 + cos(π · step / total)) / 2``.
 
     floor: the share of the base rate at the end.
     """
@@ -19,5 +20,5 @@ class Cosine(Schedule):
     kind: ClassVar[str] = "cosine"
     floor: Annotated[float, Field(ge=0, le=1)] = 0.0
 
-    def after_warmup(self, progress: float) -> float:
-        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
+    def after_warmup(self, step: int, total: int, seen: Sequence[float]) -> float:
+        return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * step / total)) / 2
