@@ -93,8 +93,8 @@ RECIPES: dict[str, tuple[list[str], dict[str, str], list[str]]] = {
     "unknown schedule": (["schedule: cosin"], {}, ["recipe.yaml:4: schedule", "'cosin'", "'cosine'"]),
     "unknown objective": (["objective: cross-entropi"], {}, ["recipe.yaml:4: objective", "'cross-entropy'"]),
     "unknown engine": (["engine: locl"], {}, ["recipe.yaml:4: engine", "'locl'", "'local'"]),
-    "kind missing": (["adaptation: {rank: 4}"], {}, ["recipe.yaml:4: adaptation", "names no kind", "full, lora"]),
-    "kind is a number": (["adaptation: 8"], {}, ["recipe.yaml:4: adaptation", "names no kind", "full, lora"]),
+    "kind missing": (["adaptation: {rank: 4}"], {}, ["recipe.yaml:4: adaptation", "names no kind", "full, "]),
+    "kind is a number": (["adaptation: 8"], {}, ["recipe.yaml:4: adaptation", "names no kind", "full, "]),
     "text for a number": (
         ["train: {epochs: three}"],
         {},

@@ -27,10 +27,10 @@ class Table:
         noise = torch.Generator().manual_seed(3)
         self.weight_VV = torch.randn(VOCABULARY, VOCABULARY, generator=noise, dtype=torch.float64, requires_grad=True)
 
-    def logprobs(self, batch: Batch) -> Tensor:
+    def logprobs(self, batch: Batch, smoothing: float = 0.0) -> Tensor:
         assert batch.predict_M is not None
         rows = self.weight_VV[batch.token_N[batch.predict_M]].log_softmax(1)
-        return rows.gather(1, batch.target_M[:, None])[:, 0]
+        return rows.gather(1, batch.target_M[:, None])[:, 0] * (1 - smoothing) + rows.mean(1) * smoothing
 
     def classes(self, batch: Batch) -> Tensor:
         parts = self.weight_VV[batch.token_N, :CLASSES].split(list(batch.length_R))

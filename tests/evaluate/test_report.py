@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -94,6 +95,50 @@ def test_sections_without_data_disappear() -> None:
     assert not {"warnings", "answers", "learning"} & set(Page(render(bare, "ja")).ids)
 
 
+def grouped(labels: dict[str, float], thaws: int = 0) -> Document:
+    """A run whose groups have these rates, the embeddings from a step on."""
+    made = classification()
+    for point in made["history"]["train"]:
+        point["rates"] = {
+            label: 0.0 if label == "embeddings" and point["step"] < thaws else rate * (1 - point["step"] / 181)
+            for label, rate in labels.items()
+        }
+    return made
+
+
+def deep(blocks: int, decay: float) -> dict[str, float]:
+    depths = ["embeddings", *(f"block {n}" for n in range(1, blocks + 1)), "top"]
+    return {label: 1e-3 * decay ** (len(depths) - n) for n, label in enumerate(depths)}
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+@pytest.mark.parametrize("blocks", [1, 6, 30])
+def test_rates_of_groups_are_drawn_and_named(blocks: int, lang: str) -> None:
+    labels = {**deep(blocks, 0.8), "new": 1e-2, "block 1, B": 5e-3}
+    text = render(grouped(labels, thaws=60), lang)
+    figure = text[text.index('aria-labelledby="learning-rates-t') :].partition("</svg>")[0]
+    Page(text)
+    tracks = re.findall(r'<path d="([^"]*)" class="line thin', figure)
+    assert len(tracks) == len(labels)
+    named = re.findall(r">([^<]+ · [^<]+)<", figure)
+    assert len(named) == (len(labels) if len(labels) <= 9 else 6)
+    assert any(words.startswith(say("report.group.new", lang)) and "9.9e−3" in words for words in named)
+    heights = [float(y) for y in re.findall(r'y="([\d.]+)" class="f-ink"', figure)]
+    assert min(high - low for low, high in itertools.pairwise(sorted(heights))) >= 14.9, "names do not overlap"
+    width = float(re.search(r'viewBox="0 0 (\d+)', text[text.index("learning-rates-t") - 200 :]).group(1))  # type: ignore[union-attr]
+    assert all(0 <= float(x) <= width for track in tracks for x in re.findall(r"[ML]([\d.]+) ", track))
+    starts = [float(track[1:].partition(" ")[0]) for track in tracks]
+    assert sum(start > min(starts) + 50 for start in starts) == 1, "what is frozen has no line yet"
+
+
+def test_one_group_has_a_small_figure_and_several_a_large_one() -> None:
+    one, several = render(grouped({"base": 1e-3}), "en"), render(grouped({"base": 1e-3, "new": 1e-2}), "en")
+    assert "learning-rate-t" in one and "learning-rates-t" not in one
+    assert "learning-rates-t" in several and 'id="learning-rate-t"' not in several
+    older = classification()  # of before rates were told
+    assert "rates" not in older["history"]["train"][0] and "learning-rate-t" in render(older, "en")
+
+
 @pytest.mark.parametrize("classes", [2, 9, 30, 40])
 def test_any_number_of_classes(classes: int) -> None:
     made = classification([f"class {n}" for n in range(classes)], rows=classes * 6)
@@ -160,18 +205,21 @@ def test_the_document_survives_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "lang"), CASES)
 def test_cards_have_front_matter_and_code_that_compiles(name: str, lang: str) -> None:
     made: Document = DOCUMENTS[name]
-    for saved_as in ("peft", "transformers"):
+    for saved_as in ("peft", "transformers", "onsa"):
         made["model"]["saved_as"] = saved_as  # type: ignore[typeddict-item]
         text = model_card(made, lang)
         _, front, body = text.split("---\n", 2)
         values = yaml.safe_load(front)
         assert values["base_model"] == made["model"]["base"] and values["license"] == "apache-2.0"
         assert values["library_name"] == saved_as
+        assert values["base_model_relation"] == ("finetune" if saved_as == "transformers" else "adapter")
         metrics = values["model-index"][0]["results"][0]["metrics"]
         assert [one["type"] for one in metrics] == [entry["metric"] for entry in made["comparisons"]]
         code = re.search(r"```python\n(.*?)```", body, re.S)
         assert code is not None
         compile(code[1], "card", "exec")
+        through_onsa = say("card.through-onsa", lang, id=made["run"]["id"]) in body
+        assert through_onsa == (f'onsa.load("{made["run"]["id"]}")' in code[1]) == (saved_as == "onsa")
 
 
 def test_an_unknown_licence_is_named() -> None:

@@ -7,6 +7,7 @@ with which value, from which recipe, and by what it shows; a key without an entr
 from __future__ import annotations
 
 import json
+import shutil
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -98,6 +99,16 @@ def rates(p: Prepared) -> Any:
     return [step["lr"] for step in trial.advance(p, trial.opened(p), 6)[0]]
 
 
+def rates_watched(p: Prepared) -> Any:
+    """The rates of steps after each of which something a little better is observed."""
+    session, found, at = trial.opened(p), [], None
+    for value in (1.0, 0.9, 0.8, 0.7):
+        (said,), at = trial.advance(p, session, 1, at)
+        found.append(said["lr"])
+        session.observe(value)
+    return found
+
+
 def trainable(p: Prepared) -> Any:
     return {name: tuple(value.shape) for name, value in trial.trained(trial.opened(p)).items()}
 
@@ -108,6 +119,13 @@ def decisions(p: Prepared) -> Any:
 
 def measured(p: Prepared) -> Any:
     return p.task.metrics(trial.opened(p).evaluate(p.examples["validation"], p.task))
+
+
+def deployed(p: Prepared) -> Any:
+    """How what is deployed measures after some steps."""
+    session = trial.opened(p)
+    trial.advance(p, session, 6)
+    return p.task.metrics(session.evaluate(p.examples["validation"], p.task))
 
 
 def threads(p: Prepared) -> Any:
@@ -166,11 +184,16 @@ class Entry:
 CUT = {"train.max_length": 8}
 STOP = {"train.early_stop": {"patience": 1, "min_delta": 1000.0}, "train.eval_steps": 1, "train.max_steps": 4}
 COSINE = {"schedule": {"kind": "cosine"}}
+STILL = {"schedule": {"kind": "plateau", "threshold": 0.5, "patience": 0, "shrink": 0.1}}
 TAGS = {"task": {"kind": "text-classification", "problem": "multi-label"}}
 LORA = {"adaptation": {"kind": "lora", "rank": 2, "dropout": 0.1}}
+PULL = {"adaptation": "full", "regulariser": "l2-sp", "optimizer.lr": 0.01}
+TEXT = {"adaptation": {"kind": "prompt", "init": "text", "text": "is there snow here"}}
+LSTM = {"adaptation": {"kind": "p-tuning", "encoder": "lstm"}}
 TABLE: dict[str, Entry] = {
     "model.name": Entry("@other-bert", losses),
     "model.head_dropout": Entry(0.5, losses),
+    "model.quantize": Entry("nf4", losses, before=LORA),
     "model.revision": Entry("second", losses, before={"model.name": "owner/base"}),
     "model.trust_remote_code": Entry(
         False, losses, before={"model.name": "@own-code", "model.trust_remote_code": True}
@@ -200,9 +223,47 @@ TABLE: dict[str, Entry] = {
     "adaptation:lora.rank": Entry(4, trainable, before=LORA),
     "adaptation:lora.alpha": Entry(64.0, losses, before=LORA),
     "adaptation:lora.dropout": Entry(0.6, losses, before=LORA),
+    "adaptation:last-layers.blocks": Entry(1, trainable),
+    "adaptation:gradual-unfreeze.share": Entry(0.9, losses),
+    "adaptation:bottleneck.variant": Entry("pfeiffer", trainable),
+    "adaptation:bottleneck.reduction": Entry(4, trainable),
+    "adaptation:bottleneck.activation": Entry("relu", losses),
+    "adaptation:bottleneck.dropout": Entry(0.5, losses),
     "adaptation:lora.targets": Entry(["query"], trainable, before=LORA),
+    "adaptation:lora.exclude": Entry(["query"], trainable, before=LORA),
+    "adaptation:lora.rank_pattern": Entry({"query": 3}, trainable, before=LORA),
+    "adaptation:lora.alpha_pattern": Entry({"query": 64.0}, losses, before=LORA),
+    "adaptation:lora.rslora": Entry(True, losses, before=LORA),
+    "adaptation:lora.dora": Entry(True, trainable, before=LORA),
+    "adaptation:lora.init": Entry("pissa", losses, before=LORA),
+    "adaptation:ia3.targets": Entry(["query"], trainable),
+    "adaptation:ia3.feedforward": Entry([], trainable),
+    "adaptation:prefix.tokens": Entry(3, trainable),
+    "adaptation:prefix.projection": Entry(8, trainable),
+    "adaptation:prefix.init": Entry("zero", losses),
+    "adaptation:prompt.tokens": Entry(3, trainable),
+    "adaptation:prompt.init": Entry("random", losses),
+    "adaptation:prompt.text": Entry("tell me about rain", losses, before=TEXT),
+    "adaptation:p-tuning.tokens": Entry(3, trainable),
+    "adaptation:p-tuning.encoder": Entry("lstm", trainable),
+    "adaptation:p-tuning.width": Entry(8, trainable),
+    "adaptation:p-tuning.layers": Entry(1, trainable, before=LSTM),
+    "adaptation:p-tuning.dropout": Entry(0.5, losses, before=LSTM),
+    "adaptation:peft.tuner": Entry("vera", trainable),
+    "adaptation:peft.settings": Entry({"init_r": 4}, trainable),
     "objective": Entry("squared-error", losses),
-    "regulariser": Entry("nonsense", losses),
+    "objective:cross-entropy.label_smoothing": Entry(0.3, losses),
+    "objective:binary-cross-entropy.label_smoothing": Entry(0.3, losses, before=TAGS),
+    "objective:sft.label_smoothing": Entry(0.3, losses, "talks"),
+    "regulariser": Entry([{"kind": "neftune"}], losses),
+    "regulariser:dropout.rate": Entry(0.5, losses),
+    "regulariser:ema.decay": Entry(0.0, deployed),
+    "regulariser:l2-sp.strength": Entry(50.0, losses, before=PULL),
+    "regulariser:l2-sp.strength_new": Entry(50.0, losses, before=PULL),
+    "regulariser:neftune.alpha": Entry(50.0, losses),
+    "regulariser:r-drop.strength": Entry(50.0, losses, before={"model.name": "@lively-bert"}),
+    "regulariser:swa.start": Entry(0.0, deployed),
+    "regulariser:swa.every": Entry(3, deployed, before={"regulariser:swa.start": 0.0}),
     "source": Entry("nonsense", batches),
     "source:dataset.shuffle": Entry(False, batches),
     "optimizer": Entry("nonsense", groups),
@@ -211,11 +272,34 @@ TABLE: dict[str, Entry] = {
     "optimizer:*.layer_decay": Entry(0.5, groups),
     "optimizer:*.lora_plus": Entry(16.0, groups, before=LORA),
     "optimizer:*.weight_decay": Entry(0.3, groups),
+    "optimizer:adafactor.beta2_decay": Entry(-0.1, losses),
+    "optimizer:adafactor.clip_update": Entry(8.0, losses),
+    "optimizer:adafactor.least": Entry(0.5, losses),
     "optimizer:adamw.betas": Entry([0.5, 0.6], losses),
     "optimizer:adamw.eps": Entry(0.1, losses),
+    "optimizer:adamw-8bit.betas": Entry([0.5, 0.6], losses),
+    "optimizer:adamw-8bit.eps": Entry(0.1, losses),
+    "optimizer:lion.betas": Entry([0.5, 0.6], losses),
+    "optimizer:muon.betas": Entry([0.5, 0.6], losses),
+    "optimizer:muon.eps": Entry(0.1, losses),
+    "optimizer:muon.momentum": Entry(0.5, losses),
+    "optimizer:muon.nesterov": Entry(False, losses),
+    "optimizer:schedule-free.betas": Entry([0.5, 0.6], losses),
+    "optimizer:schedule-free.eps": Entry(0.1, losses),
+    "optimizer:sgd.momentum": Entry(0.5, losses),
+    "optimizer:sgd.nesterov": Entry(True, losses),
     "schedule": Entry("cosine", rates),
     "schedule:*.warmup": Entry(0.5, rates),
     "schedule:cosine.floor": Entry(0.5, rates, before=COSINE),
+    "schedule:cosine-restarts.cycles": Entry(2, rates),
+    "schedule:inverse-sqrt.timescale": Entry(0.5, rates),
+    "schedule:one-cycle.div": Entry(5.0, rates),
+    "schedule:one-cycle.final": Entry(10.0, rates),
+    "schedule:plateau.floor": Entry(0.5, rates_watched, before=STILL),
+    "schedule:plateau.patience": Entry(3, rates_watched, before=STILL),
+    "schedule:plateau.shrink": Entry(0.9, rates_watched, before=STILL),
+    "schedule:plateau.threshold": Entry(0.0, rates_watched, before=STILL),
+    "schedule:slanted-triangular.ratio": Entry(2.0, rates),
     "engine": Entry("nonsense", device),
     "engine:local.device": Entry("cuda", device),
     "engine:local.threads": Entry(2, threads),
@@ -249,6 +333,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llama:
     folder = tmp_path_factory.mktemp("walk")
     trial.still(tiny_bert, folder / "bert")
     trial.still(tiny_llama, folder / "llama")
+    shutil.copytree(tiny_bert, folder / "lively-bert")
     other = trial.still(tiny_bert, folder / "other-bert")
     from safetensors.torch import load_file, save_file
 

@@ -8,7 +8,7 @@ from typing import Any
 from onsa.accel.plan import Plan
 
 NAME = "fused-optimizer"
-FUSED = frozenset({"adamw"})
+FUSED = frozenset({"adamw", "muon", "sgd"})  # muon: what AdamW moves in it
 
 
 def refuse(plan: Plan) -> tuple[str, dict[str, Any]] | None:

@@ -1,19 +1,36 @@
-"""Adaptation: which parameters of a network train. Three abstract classes: of all, of whole models, of PEFT's."""
+"""Adaptation: which parameters of a network train.
+
+Abstract classes: of all, of whole models, of PEFT's, and among these of soft prompts.
+"""
 
 from __future__ import annotations
 
+import json
+import warnings
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from onsa.models.blocks import untie
 from onsa.models.heads import Head
-from onsa.models.load import quiet
+from onsa.models.load import first_line, quiet
 from onsa.models.names import matching
+from onsa.models.quantize import is_quantised
 from onsa.spec.component import Component
-from onsa.spec.errors import RecipeError
+from onsa.spec.errors import ModelError, OnsaError, RecipeError
+
+RATE_WIDTH = 384  # the width of hidden states at which rates of whole matrices are stated
+
+
+def narrowed(rate: float, width: int) -> float:
+    """A rate of whole matrices at a width: Adam's best falls about as the width rises (Yang et al. 2022, table 3)."""
+    return float(f"{rate * min(1.0, RATE_WIDTH / width):.1e}")
 
 
 class Adaptation(Component):
@@ -21,8 +38,9 @@ class Adaptation(Component):
 
     ``adapter`` tells whether what is saved lies beside the base (an adapter) or replaces it (a whole model);
     ``saved_as`` names the library that opens it; ``merges`` whether it can be folded into the base's weights;
-    ``staged`` whether what trains changes during a run. ``rates`` are the learning rates by head that a resolved
-    recipe falls back to.
+    ``staged`` whether what trains changes during a run; ``keeps_base`` whether a method that is no adapter trains
+    nothing of the base but its head, so that the rest may be quantised. ``rates`` are the learning rates by head that a
+    resolved recipe falls back to.
 
     freeze: patterns of parameter names that never train, such as ``*.layers.0.*``, a module's path, or ``embeddings``.
     unfreeze: patterns of the base's parameters that train in addition.
@@ -32,6 +50,7 @@ class Adaptation(Component):
     saved_as: ClassVar[Literal["peft", "transformers", "onsa"]] = "transformers"
     merges: ClassVar[bool] = True
     staged: ClassVar[bool] = False
+    keeps_base: ClassVar[bool] = False
     rates: ClassVar[dict[Head, float]]
 
     freeze: tuple[str, ...] = ()
@@ -45,13 +64,21 @@ class Adaptation(Component):
             total: optimizer steps of the whole run.
 
         Raises:
-            RecipeError: a setting does not fit this network, or a pattern matches none of its parameters.
+            RecipeError: a setting does not fit this network, or a pattern matches none of its parameters, or changes
+                nothing, or leaves nothing that trains.
         """
         more = matching(network, self.unfreeze, "adaptation.unfreeze")
         if more and more <= {*self.chosen(network, head), *new}:
             raise RecipeError.of("unfreeze-idle", key="adaptation.unfreeze", adaptation=self.kind)
+        if any(is_quantised(network.get_parameter(name)) for name in more):
+            raise RecipeError.of("unfreeze-quantised", key="adaptation.unfreeze")
         adapted = self.adapt(network, head, new | more, total)
+        trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
         frozen = matching(adapted, self.freeze, "adaptation.freeze")
+        if self.freeze and not trained & frozen:
+            raise RecipeError.of("freeze-idle", key="adaptation.freeze", adaptation=self.kind)
+        if trained <= frozen:
+            raise RecipeError.of("nothing-trains", key="adaptation.freeze", adaptation=self.kind)
         for name, parameter in adapted.named_parameters():
             if name in frozen:
                 parameter.requires_grad_(False)
@@ -68,6 +95,10 @@ class Adaptation(Component):
     def rate(self, head: Head, width: int) -> float:
         """The learning rate where a recipe names none, for hidden states of a width."""
         return self.rates[head]
+
+    def places(self) -> int:
+        """How many tokens of the base's context the method takes for itself."""
+        return 0
 
     def train_mode(self, network: nn.Module) -> None:
         """Put the network in the mode of a training step."""
@@ -98,17 +129,34 @@ class Adaptation(Component):
     def reload(self, network: nn.Module, folder: Path) -> nn.Module:
         """What ``save`` wrote, on a freshly loaded base; ``requires_grad`` marks what is to be held as it was tuned."""
 
-    @abstractmethod
     def merge(self, network: nn.Module) -> nn.Module:
-        """The network with the adaptation folded into its base weights; only where the kind ``merges``."""
+        """The network with the adaptation folded into its base weights.
+
+        Raises:
+            ModelError: the kind is none that ``merges``.
+        """
+        if not self.merges:
+            raise ModelError.of("merge-impossible", adaptation=self.kind)
+        return self.fold(network)
+
+    def fold(self, network: nn.Module) -> nn.Module:
+        """As :meth:`merge`, of a kind that ``merges``."""
+        return network
 
 
 class WholeModel(Adaptation):
-    """The base of methods that train parameters of the base itself; what is saved is a whole model."""
+    """The base of methods that train parameters of the base itself; what is saved is a whole model.
+
+    ``unties`` tells whether the head is to train without the input embeddings: an output layer that shares their weight
+    then gets a copy of its own.
+    """
 
     adapter: ClassVar[bool] = False
+    unties: ClassVar[bool] = False
 
     def adapt(self, network: nn.Module, head: Head, train: frozenset[str], total: int) -> nn.Module:
+        if self.unties:
+            untie(network)
         wanted = {*self.chosen(network, head), *train}
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(name in wanted)
@@ -117,12 +165,15 @@ class WholeModel(Adaptation):
     def save(self, network: nn.Module, tokenizer: Any, folder: Path) -> None:
         with quiet():
             network.save_pretrained(folder)  # type: ignore[operator]  # a transformers model
+        if {p.dtype for p in network.parameters() if p.is_floating_point()} > {torch.float32}:
+            # What was frozen may lie in half precision; what trained must not be opened in it.
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2), encoding="utf-8")
         tokenizer.save_pretrained(folder)
 
     def reload(self, network: nn.Module, folder: Path) -> nn.Module:
-        return network.requires_grad_(True)  # the folder is a whole model, and was loaded as one
-
-    def merge(self, network: nn.Module) -> nn.Module:
+        for parameter in network.parameters():  # the folder is a whole model, and was loaded as one
+            parameter.requires_grad_(not is_quantised(parameter))
         return network
 
 
@@ -146,28 +197,91 @@ class PeftAdapter(Adaptation):
     def adapt(self, network: nn.Module, head: Head, train: frozenset[str], total: int) -> nn.Module:
         from peft import TaskType, get_peft_model
 
-        config = self.config(network, train, total)
+        with hushed(), self.refusing():
+            config = self.config(network, train, total)
         config.task_type = TaskType.SEQ_CLS if head is Head.ROWS else TaskType.CAUSAL_LM
         # PEFT trains and saves a new classification head by itself; what else trains is named to it.
         owners = sorted({name.rpartition(".")[0] for name in train})
         if owners:
             config.modules_to_save = owners
-        with quiet():
+        with hushed(), self.refusing():
             adapted: nn.Module = get_peft_model(network, config)
         return adapted
 
+    def method(self) -> str:
+        """What the method is called towards a user."""
+        return self.kind
+
+    def rehearse(self, network: nn.Module) -> None:
+        """Send a few tokens through and back, so that what a method lacks here shows before the run.
+
+        Raises:
+            RecipeError: PEFT or the network cannot do it.
+        """
+        token_RT = torch.arange(1, 5).repeat(2, 1)
+        with torch.random.fork_rng(devices=()), hushed(), self.refusing():
+            logits = network.eval()(input_ids=token_RT, attention_mask=torch.ones_like(token_RT)).logits
+            logits.float().square().mean().backward()
+        network.zero_grad(set_to_none=True)
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Give what PEFT says against a setting or a network, in many types of errors, as one of ours."""
+        try:
+            yield
+        except OnsaError:
+            raise
+        except Exception as error:
+            reason = first_line(error).rstrip(".")
+            raise RecipeError.of("peft-refuses", key="adaptation", adaptation=self.method(), reason=reason) from error
+
     def save(self, network: nn.Module, tokenizer: Any, folder: Path) -> None:
-        with quiet():
+        with hushed():
             network.save_pretrained(folder)  # type: ignore[operator]  # a PEFT model
         tokenizer.save_pretrained(folder)
 
     def reload(self, network: nn.Module, folder: Path) -> nn.Module:
-        from peft import PeftModel
+        from peft import PeftConfig, PeftModel
 
-        with quiet():
-            adapted: nn.Module = PeftModel.from_pretrained(network, folder, is_trainable=True)
+        with hushed():
+            soft = PeftConfig.from_pretrained(folder).is_prompt_learning
+            adapted: nn.Module = PeftModel.from_pretrained(network, folder, is_trainable=not soft)
+        if soft:  # PEFT keeps the vectors that an encoder gave, not the encoder, and so does not train them on
+            for name, parameter in adapted.named_parameters():
+                parameter.requires_grad_(name.startswith("prompt_encoder.") or ".modules_to_save." in name)
         return adapted
 
-    def merge(self, network: nn.Module) -> nn.Module:
-        merged: nn.Module = network.merge_and_unload()  # type: ignore[operator]  # a PEFT model
+    def fold(self, network: nn.Module) -> nn.Module:
+        try:
+            with hushed():
+                merged: nn.Module = network.merge_and_unload()  # type: ignore[operator]  # a PEFT model
+        except Exception as error:  # not every method of PEFT can, and each says so in its own way
+            raise ModelError.of("merge-impossible", adaptation=self.method()) from error
         return merged
+
+
+class SoftPrompt(PeftAdapter):
+    """The base of methods that put trained vectors in front of every row, and leave the network as it is.
+
+    tokens: virtual tokens in front of every row; they take as much of the base's context.
+    """
+
+    merges: ClassVar[bool] = False
+
+    tokens: Annotated[int, Field(ge=1)] = 20
+
+    def places(self) -> int:
+        return self.tokens
+
+    def adapt(self, network: nn.Module, head: Head, train: frozenset[str], total: int) -> nn.Module:
+        adapted = super().adapt(network, head, train, total)
+        self.rehearse(adapted)  # not every network takes embeddings, or keys and values
+        return adapted
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """PEFT's advice to programmers, held back: what concerns a user is said in our words."""
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

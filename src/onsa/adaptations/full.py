@@ -7,10 +7,8 @@ from typing import ClassVar
 
 from torch import nn
 
-from onsa.adaptations.base import WholeModel
+from onsa.adaptations.base import WholeModel, narrowed
 from onsa.models.heads import Head
-
-RATE_WIDTH = 384  # the width of hidden states at which the rates are stated
 
 
 class Full(WholeModel):
@@ -23,5 +21,4 @@ class Full(WholeModel):
         return (name for name, _ in network.named_parameters())
 
     def rate(self, head: Head, width: int) -> float:
-        """Adam's best rate falls about as the width rises (Yang et al. 2022, table 3)."""
-        return float(f"{self.rates[head] * min(1.0, RATE_WIDTH / width):.1e}")
+        return narrowed(self.rates[head], width)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from onsa.app.adapters import adapters_app
+from onsa.app.options import Json, MoreAdapters, Overrides, RecipeFile, RunRef
 from onsa.spec.errors import Level, OnsaError, TrainingError
 
 if TYPE_CHECKING:
@@ -23,11 +25,7 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="The catalogue of bases.", invoke_without_command=True)
 app.add_typer(models_app, name="models")
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on standard output; logs on standard error.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="AXIS.KEY=VALUE", help="Override the recipe.")]
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe.yaml.")]
-RunRef = Annotated[str, typer.Argument(metavar="RUN", help="An id, a unique prefix of one, a folder, or 'latest'.")]
+app.add_typer(adapters_app, name="adapters")
 
 
 def main() -> None:
@@ -104,6 +102,33 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: Json = False) ->
         show_plan(out(), checked)
 
 
+@app.command("lr-find")
+def lr_find(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    between: Annotated[tuple[float, float], typer.Option("--range", help="The rates to begin and to end at.")] = (
+        1e-7,
+        10.0,
+    ),
+    steps: Annotated[int, typer.Option("--steps", min=20, help="Steps from one to the other.")] = 100,
+    to: Annotated[Path | None, typer.Option("--out", help="Where the plot goes.")] = None,
+    json: Json = False,
+) -> None:
+    """Find a learning rate: it grows from step to step on a copy that is thrown away, and the loss is watched."""
+    from onsa.app.console import emit, err, out
+    from onsa.app.show import rate_found
+    from onsa.programs.lr_find import Sweep, write_plot
+    from onsa.programs.lr_find import lr_find as find
+
+    with _recipe(recipe, overrides) as read:
+        found = find(read, Sweep(*between, steps), err().print)
+    plotted = write_plot(found, to or recipe.with_suffix(".lr-find.html"))
+    if json:
+        emit({**found.document(), "plot": str(plotted)})
+    else:
+        rate_found(out(), found, plotted)
+
+
 @app.command()
 def train(
     recipe: RecipeFile,
@@ -148,6 +173,7 @@ def predict(
     text: Annotated[list[str] | None, typer.Option("--text", help="A text to answer; may be repeated.")] = None,
     source: Annotated[Path | None, typer.Option("--input", help="A file of rows.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Answer with the base instead.")] = False,
+    adapter: MoreAdapters = None,
     json: Json = False,
 ) -> None:
     """Answer texts, or the rows of a file, as JSON lines."""
@@ -156,7 +182,7 @@ def predict(
     from onsa.app.console import emit
     from onsa.programs.predict import predict as run_predict
 
-    answers = run_predict(run, text or [], source, base)
+    answers = run_predict(run, text or [], source, base, adapter or [])
     if json:
         emit(list(answers))
         return
@@ -169,6 +195,7 @@ def chat(
     run: RunRef = "latest",
     base: Annotated[bool, typer.Option("--base", help="Show the base's answers beside.")] = False,
     message: Annotated[list[str] | None, typer.Option("--message", help="Say this and leave; may be repeated.")] = None,
+    adapter: MoreAdapters = None,
     json: Json = False,
 ) -> None:
     """Talk to a tuned model."""
@@ -176,7 +203,7 @@ def chat(
     from onsa.app.talking import talk
     from onsa.programs.predict import conversation
 
-    said = talk(conversation(run, base), err() if json else out(), message, quiet=json)
+    said = talk(conversation(run, base, adapter or []), err() if json else out(), message, quiet=json)
     if json:
         emit(said)
 
@@ -226,6 +253,20 @@ def models_fetch(
     else:
         for name, folder in folders.items():
             out().print(f"{name}  {folder}", soft_wrap=True)
+
+
+@app.command()
+def methods(json: Json = False) -> None:
+    """Every way to adapt a base, as measured: quality, cost and forgetting."""
+    from onsa.app.console import emit, out
+    from onsa.app.listing import show_methods
+    from onsa.programs.methods import read_measured
+
+    measured = read_measured()
+    if json:
+        emit(measured)
+    else:
+        show_methods(out(), measured)
 
 
 @app.command()

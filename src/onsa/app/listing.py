@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onsa.app.console import table
 from onsa.spec.messages import say
 from onsa.store.run import Run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onsa.programs.methods import Measured
 
 
 def run_document(run: Run) -> dict[str, Any]:
@@ -50,6 +55,18 @@ def _result(summary: dict[str, Any]) -> str:
         return ""
     base = f"{summary['base']:.3f} → " if summary.get("base") is not None else ""
     return f"{summary['metric']} {base}{summary['tuned']:.3f}"
+
+
+def show_methods(console: Console, measured: Measured) -> None:
+    """The tables of all methods, the best first."""
+    from onsa.programs.methods import caption, cells
+
+    console.print(say("methods-measured", date=measured["date"], command=measured["command"]), soft_wrap=True)
+    for setting in measured["settings"]:
+        console.print(f"\n{caption(setting)}", soft_wrap=True)
+        heading, rows = cells(setting)
+        console.print(table(heading, rows, right=tuple(range(2, len(heading)))))
+    console.print(say("methods-note"), soft_wrap=True)
 
 
 def model_documents() -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from onsa.app.console import show_problems, table
 from onsa.evaluate.document import verdict
-from onsa.evaluate.wording import metric_name, short, signed
+from onsa.evaluate.wording import metric_name, rate_words, short, signed
 from onsa.programs.forecast import hours, parts
 from onsa.programs.report import REPORT
 from onsa.spec.messages import say
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from onsa.programs.check import Checked
+    from onsa.programs.lr_find import Found
     from onsa.programs.new import Proposal
     from onsa.programs.train import Finished
 
@@ -69,6 +70,15 @@ def plan(console: Console, checked: Checked) -> None:
     console.print(table([say("plan-pass"), "", say("plan-why")], decisions))
     console.print()
     _forecast(console, checked)
+
+
+def rate_found(console: Console, found: Found, plotted: Path) -> None:
+    """What a range test suggests, how to take it, and where its plot is."""
+    names = [say("lr-find-suggestion"), say("lr-find-steepest"), say("lr-find-tenth"), say("lr-find-steps")]
+    row = [rate_words(rate) for rate in (found.suggestion, found.steepest, found.tenth)]
+    console.print(table(names, [[*row, len(found.rates)]], right=(0, 1, 2, 3)))
+    console.print(say("lr-find-set", setting=f"--set {found.document()['set']}"), soft_wrap=True)
+    console.print(say("lr-find-plot", path=plotted), soft_wrap=True)
 
 
 def finished(console: Console, ended: Finished) -> None:

@@ -55,7 +55,7 @@ def _front(document: Document) -> dict[str, Any]:
     licence = (model["licence"] or "unknown").lower()
     front: dict[str, Any] = {
         "base_model": model["base"],
-        "base_model_relation": "adapter" if model["saved_as"] == "peft" else "finetune",
+        "base_model_relation": "finetune" if model["saved_as"] == "transformers" else "adapter",
         "library_name": model["saved_as"],
         "pipeline_tag": _pipeline(document)[0],
         "license": licence if licence in LICENCES else "other",
@@ -192,11 +192,15 @@ def _how(document: Document, lang: str) -> str:
     if source := model["packaged"]:
         said = say("card.base-packaged", lang, base=model["base"], source=source, sha256=model["sha256"])
         parts.append(f"{said} {say('card.base-quantised', lang)}" if source.endswith(".gguf") else said)
+    if model["saved_as"] == "onsa":
+        parts.append(say("card.through-onsa", lang, id=document["run"]["id"]))
     return "\n\n".join([*parts, f"```python\n{_code(document)}\n```"])
 
 
 def _code(document: Document) -> str:
-    """Plain peft or transformers code that loads the model from this folder and asks it once."""
+    """Code that loads the model and asks it once: plain peft or transformers from this folder, or Onsa on its run."""
+    if document["model"]["saved_as"] == "onsa":
+        return f'import onsa\n\nmodel = onsa.load({json.dumps(document["run"]["id"])})\nprint(model.predict(["…"]))'
     base, adapter = document["model"]["base"], document["model"]["saved_as"] == "peft"
     loader = _pipeline(document)[1]
     head = ""

@@ -81,9 +81,12 @@ class Verdict(TypedDict):
 
 
 class TrainPoint(TypedDict):
+    """One optimizer step. rates: of each group of parameters, by its label; 0 while a group is frozen."""
+
     step: int
     loss: float | None
     lr: float | None
+    rates: NotRequired[dict[str, float]]
     tokens_per_s: float | None
     grad_norm: float | None
 

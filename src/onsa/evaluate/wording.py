@@ -63,6 +63,11 @@ def short(value: float | None) -> str:
     return fixed(value, min(places, 4))
 
 
+def rate_words(rate: float) -> str:
+    """``2.0e−4``: learning rates of all sizes in one form."""
+    return f"{rate:.1e}".replace("e-0", "e-").replace("e+0", "e").replace("-", MINUS)
+
+
 def count(value: float) -> str:
     """``1,234,567``."""
     return f"{value:,.0f}"

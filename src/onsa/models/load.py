@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
+from onsa.models import quantize
 from onsa.models.heads import Head
 from onsa.spec.errors import ModelError
+from onsa.spec.extras import hush
 from onsa.spec.sections import Model
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # a masked model sees the answer on both sides of it
@@ -95,6 +97,7 @@ def load(folder: Path, model: Model, head: Head, labels: tuple[str, ...], proble
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    hush("bitsandbytes")  # PEFT imports it wherever it is installed
     tokenizer = load_tokenizer(folder, model)
     torch.manual_seed(seed)
     settings: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
@@ -113,15 +116,36 @@ def load(folder: Path, model: Model, head: Head, labels: tuple[str, ...], proble
                 config.pad_token_id = tokenizer.pad_token_id  # a decoder finds each row's last token by it
             elif config.architectures and not any(name.endswith(CAUSAL) for name in config.architectures):
                 raise ModelError.of("model-no-language-head", file=model.name, architecture=config.architectures[0])
+            if model.quantize is not None:
+                settings |= _quantised(builder, config, model)
             network, loading = builder.from_pretrained(
                 folder, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **settings
             )
         except (OSError, ValueError, KeyError) as error:
             raise ModelError.of("model-unreadable", file=str(folder), reason=first_line(error)) from None
+    quantize.settle(network, torch.float32)  # before anything goes through it: a method may try it out
     new = frozenset(loading["missing_keys"])
     if head is Head.ROWS and known != labels:
         new |= _fresh_head(network, new)
     return Loaded(network.eval(), tokenizer, new)
+
+
+def _quantised(builder: Any, config: Any, model: Model) -> dict[str, Any]:
+    """Settings that quantise a base while it is loaded, on the CPU; none where it was saved like that.
+
+    Raises:
+        ModelError: it was saved in another scheme.
+    """
+    assert model.quantize is not None
+    already = getattr(config, "quantization_config", None)
+    if already is not None:
+        if already.get("load_in_4bit" if model.quantize == "nf4" else "load_in_8bit"):
+            return {"device_map": {"": "cpu"}}
+        values = {"value": model.quantize, "found": already.get("quant_method")}
+        raise ModelError.of("quantised-otherwise", key="model.quantize", **values)
+    with torch.device("meta"):
+        skeleton = builder.from_config(config, trust_remote_code=model.trust_remote_code)
+    return {"quantization_config": quantize.settings(model.quantize, skeleton), "device_map": {"": "cpu"}}
 
 
 def first_line(error: BaseException) -> str:
@@ -152,9 +176,14 @@ def _set_head_dropout(config: Any, share: float | None) -> None:
 
 
 def hold_in(network: nn.Module, precision: str, device: torch.device) -> None:
-    """Put a network on its device: what trains in fp32, what is frozen in the run's precision."""
+    """Put a network on its device: what trains in fp32, what is frozen in the run's, or as it is quantised."""
     frozen = torch.bfloat16 if precision == "bf16" else torch.float32
-    for parameter in network.parameters():
+    quantize.settle(network, frozen)
+    for name, parameter in network.named_parameters():
+        if quantize.is_quantised(parameter):  # its scales move with it, so it is replaced as a whole
+            owner, _, leaf = name.rpartition(".")
+            network.get_submodule(owner)._parameters[leaf] = cast(nn.Parameter, parameter.to(device))
+            continue
         dtype = torch.float32 if parameter.requires_grad else frozen
         parameter.data = parameter.data.to(device=device, dtype=dtype)
     for name, buffer in network.named_buffers():

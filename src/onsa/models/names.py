@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from onsa.models.policy import base_network
+from onsa.models.lowering import base_network
 from onsa.spec.errors import Problem, RecipeError
 
 EMBEDDINGS = "embeddings"  # the input embeddings, whatever they are called
-WRAPPER = "base_model.model."  # what PEFT puts before the names of the network it wraps
+# What PEFT puts into the names of modules that it wraps: those it adapts, those that train, and the latter's originals.
+WRAPPED = re.compile(r"\.(base_layer|modules_to_save\.\w+|original_module)(?=\.)")
 NEAREST = 5
 
 
-def plain(name: str) -> str:
-    """A parameter's name as in the base."""
-    return name.removeprefix(WRAPPER)
+def plain(network: nn.Module) -> dict[str, str]:
+    """The names of a network's parameters, and how they are called in the base."""
+    inner = base_network(network)
+    wrapper = next(name for name, module in network.named_modules() if module is inner)
+    return {name: WRAPPED.sub("", name.removeprefix(f"{wrapper}.")) for name, _ in network.named_parameters()}
 
 
 def matching(network: nn.Module, patterns: Sequence[str], key: str) -> frozenset[str]:
@@ -29,7 +33,7 @@ def matching(network: nn.Module, patterns: Sequence[str], key: str) -> frozenset
     Raises:
         RecipeError: patterns match nothing; the message lists near names.
     """
-    names = {name: plain(name) for name, _ in network.named_parameters()}
+    names = plain(network)
     found: set[str] = set()
     problems = []
     for pattern in patterns:

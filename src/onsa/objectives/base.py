@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,6 +21,9 @@ class Loss:
     total: Tensor
     weight: Tensor
     metrics: dict[str, Tensor] = field(default_factory=dict)
+
+
+LossOf = Callable[[Models, Batch], Loss]  # what an objective is, once it is asked
 
 
 class Objective(Component):

@@ -20,6 +20,7 @@ from onsa.engine.batches import micro_batches
 from onsa.engine.sessions.base import Work
 from onsa.models.heads import Head
 from onsa.models.load import Loaded, load
+from onsa.models.quantize import count, held_bytes, is_quantised
 from onsa.objectives.base import Objective
 from onsa.optim.optimizers.base import Optimizer
 from onsa.optim.schedules.base import Schedule
@@ -60,11 +61,16 @@ class Forecast:
 
 
 def adapted(prepared: Prepared) -> tuple[Loaded, nn.Module]:
-    """The base as loaded, and the network as it will train, with trainable parameters marked."""
+    """The base as loaded, and the network as it will train, with trainable parameters marked.
+
+    Raises:
+        RecipeError: the adaptation or the optimizer has a setting that does not fit this network.
+    """
     recipe, task = prepared.recipe, prepared.task
     loaded = load(prepared.base.folder, recipe.model, task.head, task.outputs, task.hf_problem, recipe.seed)
     torch.manual_seed(recipe.seed)
     network = prepared.adaptation.apply(loaded.network, task.head, loaded.new, prepared.total)
+    cast(Optimizer, recipe.optimizer).groups(network, loaded.new, prepared.adaptation.staged)  # for what it refuses
     return loaded, network
 
 
@@ -91,7 +97,8 @@ def forecast(prepared: Prepared, network: nn.Module) -> Forecast:
     """Memory from counting; no step is run."""
     bf16 = prepared.recipe.train.precision == "bf16"
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
+    quantised = [p for p in network.parameters() if is_quantised(p)]
+    frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad and not is_quantised(p))
     config = prepared.base.config
     width, layers = int(config.get("hidden_size", 768)), int(config.get("num_hidden_layers", 12))
     inner = int(config.get("intermediate_size", 4 * width))
@@ -107,13 +114,15 @@ def forecast(prepared: Prepared, network: nn.Module) -> Forecast:
     else:
         free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
     return Forecast(
-        weights=frozen * value + trainable * (6 if bf16 else 4),  # autocast keeps a bf16 copy of what trains
-        training=trainable * 12,  # a gradient and AdamW's two moments
+        weights=sum(map(held_bytes, quantised))
+        + frozen * value
+        + trainable * (6 if bf16 else 4),  # autocast keeps a bf16 copy of what trains
+        training=trainable * (4 + cast(Optimizer, prepared.recipe.optimizer).state_bytes),  # a gradient and a state
         activations=activations,
         runtime=RUNTIME_BYTES,
         free=free,
         trainable=trainable,
-        parameters=trainable + frozen,
+        parameters=trainable + frozen + sum(map(count, quantised)),
     )
 
 

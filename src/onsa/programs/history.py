@@ -59,6 +59,7 @@ class Told:
                     step=step["step"],
                     loss=step["loss"],
                     lr=step["lr"],
+                    rates=step.get("rates", {}),
                     tokens_per_s=step["tokens"] / step["seconds"] if step["seconds"] else None,
                     grad_norm=step["grad_norm"],
                 )

@@ -23,7 +23,16 @@ from onsa.models.batch import Example
 from onsa.models.fetch import Located, locate
 from onsa.models.load import load_tokenizer, tokenizer_hash
 from onsa.programs import preflight
-from onsa.programs.resolve import Choice, conflicts, steps_an_epoch, with_axes, with_rhythm, with_task, with_training
+from onsa.programs.resolve import (
+    Choice,
+    conflicts,
+    misfits,
+    steps_an_epoch,
+    with_axes,
+    with_rhythm,
+    with_task,
+    with_training,
+)
 from onsa.sources.base import Feed, Source
 from onsa.spec.component import Form
 from onsa.spec.errors import DataError, Level, Problem, RecipeError
@@ -93,19 +102,20 @@ def prepare(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Pr
     given = load_rows(recipe.data, cast(Task, recipe.task), tables)
     task = _fitted(cast(Task, recipe.task), given)
     recipe = recipe.model_copy(update={"task": task})
-    problems = examine(given, task)
-    _stop_at_errors([*conflicts(recipe), *problems])
+    problems = [*conflicts(recipe), *examine(given, task)]
+    _stop_at_errors(problems)
     dataset = load_dataset(recipe.data, task, tables)
     if task.provides is Form.LABELLED:  # the split may have left one class alone
         _stop_at_errors(balance(dataset.train, task.answer))
     base = locate(recipe.model, progress=progress)
     recipe, more = with_axes(recipe, base, task.head)
     choices += more
+    _stop_at_errors(misfits(recipe))
     cast(Engine, recipe.engine).place()
     tokenizer = load_tokenizer(base.folder, recipe.model)
     problems += preflight.template(task, dataset, tokenizer, recipe.model.name)
     _stop_at_errors(problems)
-    context = min(base.context or UNLIMITED, UNLIMITED)
+    context = min(base.context or UNLIMITED, UNLIMITED) - cast(Adaptation, recipe.adaptation).places()
     longest = recipe.train.max_length or context
     examples = {side: encode(task, rows, tokenizer, longest) for side, rows in dataset.sides.items()}
     lengths = {side: [len(example.token_T) for example in found] for side, found in examples.items()}

@@ -14,9 +14,11 @@ from onsa.models.heads import Head
 from onsa.models.precision import has_fast_bf16
 from onsa.objectives.base import Objective
 from onsa.optim.optimizers.base import Optimizer
+from onsa.optim.schedules.base import Schedule
+from onsa.regularisers.base import Regulariser
 from onsa.spec import registry
 from onsa.spec.component import Component
-from onsa.spec.errors import DataError, Problem, unknown
+from onsa.spec.errors import DataError, Level, Problem, unknown
 from onsa.spec.messages import say
 from onsa.spec.recipe import Recipe
 from onsa.spec.sections import Train
@@ -98,7 +100,7 @@ def with_axes(recipe: Recipe, base: Located, head: Head) -> tuple[Recipe, list[C
     choices: list[Choice] = []
     chosen: dict[str, Component] = {}
     if recipe.adaptation is None:
-        full = head is Head.ROWS and base.parameters <= SMALL_MODEL
+        full = head is Head.ROWS and base.parameters <= SMALL_MODEL and recipe.model.quantize is None
         chosen["adaptation"] = registry.load("adaptation", "full" if full else "lora")()
         values = {"parameters": f"{base.parameters / 1e6:.0f}"}
         choices.append(Choice("adaptation", "why-full" if full else "why-lora", values))
@@ -108,15 +110,17 @@ def with_axes(recipe: Recipe, base: Located, head: Head) -> tuple[Recipe, list[C
         chosen["objective"] = next(kind for kind in options if kind.reads is task.provides)()
     optimizer = cast(Optimizer, recipe.optimizer or _usual("optimizer"))
     if optimizer.lr is None:
-        rate = adaptation.rate(head, int(base.config.get("hidden_size") or 768))
-        choices.append(Choice("optimizer.lr", "why-rate", {"rate": rate, "adaptation": adaptation.kind}))
+        usual, times = adaptation.rate(head, int(base.config.get("hidden_size") or 768)), optimizer.times
+        rate = float(f"{usual * times:.3g}")
+        values = {"adaptation": adaptation.kind, "optimizer": optimizer.kind, "times": f"{times:g}"}
+        choices.append(Choice("optimizer.lr", "why-rate" if times == 1 else "why-rate-times", values))
         optimizer = optimizer.model_copy(update={"lr": rate})
     if optimizer.lr_new is None:
-        rate_new = max(1e-3, optimizer.lr or 0.0) if head is Head.ROWS else optimizer.lr
+        rate_new = max(1e-3 * optimizer.times, optimizer.lr or 0.0) if head is Head.ROWS else optimizer.lr
         optimizer = optimizer.model_copy(update={"lr_new": rate_new})
     chosen["optimizer"] = optimizer
     chosen["source"] = recipe.source or _usual("source")
-    chosen["schedule"] = recipe.schedule or _usual("schedule")
+    chosen["schedule"] = recipe.schedule or registry.load("schedule", optimizer.schedule)()
     chosen["engine"] = recipe.engine or _usual("engine")
     return recipe.model_copy(update=chosen), choices
 
@@ -182,8 +186,38 @@ def conflicts(recipe: Recipe) -> list[Problem]:
         found.append(unknown("metric-unknown", recipe.train.best, task.measures, key="train.best", task=task.kind))
     if recipe.model.head_dropout is not None and task.head is Head.TOKENS:
         found.append(Problem("head-dropout-tokens", {"task": task.kind}, key="model.head_dropout"))
-    if recipe.train.early_stop is not None and recipe.data.split.ratio[1] == 0 and recipe.data.validation is None:
+    unwatched = recipe.data.split.ratio[1] == 0 and recipe.data.validation is None
+    if recipe.train.early_stop is not None and unwatched:
         found.append(Problem("stop-unwatched", {}, key="train.early_stop"))
+    schedule, optimizer = cast(Schedule | None, recipe.schedule), cast(Optimizer | None, recipe.optimizer)
+    if schedule is not None and schedule.watches and unwatched:
+        found.append(Problem("schedule-unwatched", {"schedule": schedule.kind}, key="schedule"))
+    if schedule is not None and optimizer is not None and optimizer.schedule == "constant" != schedule.kind:
+        values = {"optimizer": optimizer.kind, "schedule": schedule.kind}
+        found.append(Problem("schedule-unneeded", values, key="schedule", level=Level.WARNING))
+    return found
+
+
+def misfits(recipe: Recipe) -> list[Problem]:
+    """What does not go together on the axes that a recipe need not name; all of them are filled here."""
+    provides, adaptation = cast(Task, recipe.task).provides, cast(Adaptation, recipe.adaptation)
+    optimizer = cast(Optimizer, recipe.optimizer)
+    given = cast(tuple[Regulariser, ...], recipe.regulariser)
+    found = [problem for one in given if (problem := one.refuse(provides, adaptation)) is not None]
+    kinds = [one.kind for one in given]
+    found += [
+        Problem("regulariser-twice", {"value": kind}, key="regulariser")
+        for kind in dict.fromkeys(kinds)
+        if kinds.count(kind) > 1
+    ]
+    averages = list(dict.fromkeys(one.kind for one in given if one.share(0, 1) is not None))
+    if type(optimizer).deployed is not Optimizer.deployed:
+        averages.append(optimizer.kind)
+    if len(averages) > 1:
+        found.append(Problem("averages-twice", {"kinds": ", ".join(averages)}, key="regulariser"))
+    if recipe.model.quantize is not None and not (adaptation.adapter or adaptation.keeps_base):
+        values = {"adaptation": adaptation.kind, "value": recipe.model.quantize}
+        found.append(Problem("quantize-trains-base", values, key="model.quantize"))
     return found
 
 

@@ -15,6 +15,7 @@ from onsa.engine.events import Begun, Evaluated, Event, Stepped
 from onsa.engine.sessions.base import Session
 from onsa.evaluate.document import Document, headline, read_document, write_document
 from onsa.objectives.base import Objective
+from onsa.optim.optimizers.base import Optimizer
 from onsa.programs.forecast import Forecast, adapted, forecast, work
 from onsa.programs.history import Journal, read_history
 from onsa.programs.measure import document, measure
@@ -112,7 +113,7 @@ def _run(store: Store, run: Run | None, prepared: Prepared) -> Generator[Told, N
         told.parameters, told.trainable = seen.parameters, seen.trainable
         del session, job, network, loaded  # the base is loaded anew to be measured: two at once need not fit
         found = document(prepared, run, told, measure(prepared, run.folder))
-        run = _publish(store, run, found)
+        run = publish_run(store, run, found)
     yield Finished(run, found)  # out here, where a caller that stops listening no longer pauses the run
 
 
@@ -126,8 +127,9 @@ def _fitting(prepared: Prepared, network: nn.Module) -> Forecast:
     problem = seen.problem()
     if problem is not None and problem.level is Level.ERROR:
         raise MachineError(problem)
-    # A checkpoint holds a value and two moments, 4 bytes each: those that are kept, the best one, and the next.
-    ensure_space(home(), (prepared.recipe.train.keep + 2) * 12 * seen.trainable)
+    # A checkpoint holds values and the optimizer's state: those that are kept, the best one, and the next.
+    size = (4 + cast(Optimizer, prepared.recipe.optimizer).state_bytes) * seen.trainable
+    ensure_space(home(), (prepared.recipe.train.keep + 2) * size)
     return seen
 
 
@@ -206,7 +208,8 @@ def _keep_best(session: Session, prepared: Prepared, run: Run, checkpoints: Path
         publish(draft, final)
 
 
-def _publish(store: Store, run: Run, found: Document) -> Run:
+def publish_run(store: Store, run: Run, found: Document) -> Run:
+    """Write what was measured into a run's folder, with its report and card, and finish the run."""
     write_document(found, run.folder / METRICS)
     write_report(run)
     for kind, name in (("recipe", RECIPE), ("metrics", METRICS), ("report", REPORT)):

@@ -10,12 +10,19 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from onsa.objectives.base import Objective
-from onsa.spec.component import Component
+from onsa.adaptations.base import Adaptation
+from onsa.models.policy import Policy
+from onsa.objectives.base import LossOf
+from onsa.spec.component import Component, Form
+from onsa.spec.errors import Problem
 
 
 class Regulariser(Component):
     """The base of every regulariser."""
+
+    def refuse(self, provides: Form, adaptation: Adaptation) -> Problem | None:
+        """Why it cannot do its work on examples of a form under an adaptation, if so."""
+        return None
 
     def attach(self, network: nn.Module) -> None:
         """Put something into the network that acts in training mode only.
@@ -24,7 +31,17 @@ class Regulariser(Component):
             RecipeError: the network has no place for it.
         """
 
-    def around(self, objective: Objective) -> Objective:
+    def check(self, policy: Policy, new: frozenset[str]) -> None:
+        """Called once all are attached, with the network in the mode of a training step.
+
+        Args:
+            new: names of parameters that the base did not have.
+
+        Raises:
+            RecipeError: with this network it would change nothing.
+        """
+
+    def around(self, objective: LossOf) -> LossOf:
         """The objective with more to minimise."""
         return objective
 
@@ -45,3 +62,10 @@ class Regulariser(Component):
         ``average ← (1 - share) · average + share · weights``. ``None``: the kind keeps no average.
         """
         return None
+
+
+def drops(module: nn.Module) -> float:
+    """The share of values that a module sets to zero in training: some architectures hold it as a number."""
+    held = {"p": module.p} if isinstance(module, nn.Dropout) else vars(module)
+    rates = [value for name, value in held.items() if isinstance(value, float) and (name == "p" or "drop" in name)]
+    return max(rates, default=0.0)

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from torch import Tensor
 
 from onsa.adaptations.base import Adaptation
 from onsa.data.dataset import nfkc
 from onsa.data.table import Row
 from onsa.engine.sessions.base import Engine
-from onsa.models.batch import collate
+from onsa.models.batch import Example, collate
 from onsa.models.fetch import locate
 from onsa.models.load import hold_in, load
 from onsa.models.policy import Policy
@@ -55,7 +56,7 @@ class Predictor:
 
     def stream(self, rows: Iterable[Given]) -> Iterator[dict[str, Any]]:
         """As :meth:`predict`, each answer when it is there; all rows are checked before the first."""
-        given = [self._checked(self._row(row), number) for number, row in enumerate(rows, 1)]
+        given = [checked(self.task, self.normalise, row, number) for number, row in enumerate(rows, 1)]
         for start in range(0, len(given), BATCH_ROWS):
             part = given[start : start + BATCH_ROWS]
             if isinstance(self.task, TokenTask):
@@ -65,44 +66,70 @@ class Predictor:
 
     def answers(self, rows: Sequence[Row]) -> list[str]:
         """Greedy answers of a language task to some rows."""
-        task, tokenizer = cast(TokenTask, self.task), self.tokenizer
-        ends = self.policy.network.generation_config.eos_token_id  # a number, a list of them, or nothing
-        stops = task.stop_ids(tokenizer).union(ends if isinstance(ends, list) else [] if ends is None else [ends])
-        # A text that is only begun has no tokens: bases without a token for the beginning use that for the end.
-        starts = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        start = [token for token in starts if token is not None][:1]
-        prompts = [(task.prompt(row, tokenizer) or start)[-self.max_length :] for row in rows]
-        found = self.policy.generate(prompts, self.max_new_tokens, sorted(stops))
-        return [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in found]
+        found = self.policy.generate(self.prompts(rows), self.max_new_tokens, self.stops)
+        return [self.said(tokens) for tokens in found]
 
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
         """The assistant's next turn in a conversation."""
-        return self.answers([self._row({"messages": list(messages)})])[0]
+        return self.answers([as_row(self.task, self.normalise, {"messages": list(messages)})])[0]
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """The tokens with which an answer ends."""
+        ends = self.policy.network.generation_config.eos_token_id  # a number, a list of them, or nothing
+        task = cast(TokenTask, self.task)
+        more = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        return tuple(sorted(task.stop_ids(self.tokenizer).union(more)))
+
+    def prompts(self, rows: Sequence[Row]) -> list[list[int]]:
+        """The tokens that answers to some rows are generated from."""
+        task, tokenizer = cast(TokenTask, self.task), self.tokenizer
+        # A text that is only begun has no tokens: bases without a token for the beginning use that for the end.
+        starts = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        start = [token for token in starts if token is not None][:1]
+        return [(task.prompt(row, tokenizer) or start)[-self.max_length :] for row in rows]
+
+    def said(self, tokens: Sequence[int]) -> str:
+        """Generated tokens as text."""
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+    def encoded(self, row: Row) -> Example:
+        """A row of a row task, without the answer that it may have."""
+        asked = {name: value for name, value in row.values.items() if name != "label"}
+        example = self.task.encode(Row(asked, row.file, row.line), self.tokenizer, self.max_length)
+        return replace(example, row=0, target=0)
+
+    def described(self, logit_RC: Tensor) -> list[dict[str, Any]]:
+        """Outputs of a row head as answers."""
+        task = cast(TextClassification, self.task)
+        return [task.describe(output_C) for output_C in task.link(logit_RC).tolist()]
 
     @torch.inference_mode()
     def _classified(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
-        task = cast(TextClassification, self.task)
-        unlabelled = [Row({k: v for k, v in row.values.items() if k != "label"}, row.file, row.line) for row in rows]
-        examples = [
-            replace(task.encode(row, self.tokenizer, self.max_length), row=index, target=0)
-            for index, row in enumerate(unlabelled)
-        ]
         self.policy.network.eval()
-        return [task.describe(output_C) for output_C in task.link(self.policy.classes(collate(examples))).tolist()]
+        return self.described(self.policy.classes(collate([self.encoded(row) for row in rows])))
 
-    def _row(self, given: Given) -> Row:
-        """A row as in training."""
-        values = self.task.from_text(given) if isinstance(given, str) else given
-        row = values if isinstance(values, Row) else Row(values, "", 0)
-        return replace(row, values=nfkc(row.values)) if self.normalise == "nfkc" else row
 
-    def _checked(self, row: Row, number: int) -> Row:
-        fault = self.task.unanswerable(row)
-        if fault:
-            code, named = fault
-            words = {"row": number, "reason": say(code, **named), "remedy": say(f"{code}.fix", **named)}
-            raise DataError(Problem("row-unanswerable", words, row.file or None, row.line or None))
-        return row
+def as_row(task: Task, normalise: str, given: Given) -> Row:
+    """A row as in training."""
+    values = task.from_text(given) if isinstance(given, str) else given
+    row = values if isinstance(values, Row) else Row(values, "", 0)
+    return replace(row, values=nfkc(row.values)) if normalise == "nfkc" else row
+
+
+def checked(task: Task, normalise: str, given: Given, number: int) -> Row:
+    """A row that can be answered.
+
+    Raises:
+        DataError: it cannot; it is named by its number.
+    """
+    row = as_row(task, normalise, given)
+    fault = task.unanswerable(row)
+    if fault:
+        code, named = fault
+        words = {"row": number, "reason": say(code, **named), "remedy": say(f"{code}.fix", **named)}
+        raise DataError(Problem("row-unanswerable", words, row.file or None, row.line or None))
+    return row
 
 
 def load_run(folder: Path, recipe: Recipe, tuned: bool = True) -> Predictor:
@@ -119,14 +146,22 @@ def load_run(folder: Path, recipe: Recipe, tuned: bool = True) -> Predictor:
     start = locate(recipe.model.model_copy(update={"name": str(saved)}) if whole else recipe.model)
     loaded = load(start.folder, recipe.model, task.head, task.outputs, task.hf_problem, recipe.seed)
     network = adaptation.reload(loaded.network, saved) if tuned else loaded.network.requires_grad_(False)
-    engine, train = cast(Engine, recipe.engine), recipe.train
-    device = torch.device(engine.place())
-    precision = train.precision or "fp32"
-    # As in training: what was tuned stays in fp32, what was frozen takes the run's precision.
+    policy = deployed(network, loaded.tokenizer, recipe)
+    return predictor(policy, loaded.tokenizer, start.context, recipe)
+
+
+def deployed(network: Any, tokenizer: Any, recipe: Recipe) -> Policy:
+    """A network as it answers: what was tuned, and is marked, stays in fp32; the rest takes the run's precision."""
+    device, precision = torch.device(cast(Engine, recipe.engine).place()), recipe.train.precision or "fp32"
     hold_in(network, precision, device)
     network.requires_grad_(False).eval()
-    policy = Policy(network, loaded.tokenizer.pad_token_id, device, precision)
-    context = start.context or loaded.tokenizer.model_max_length
+    return Policy(network, tokenizer.pad_token_id, device, precision)
+
+
+def predictor(policy: Policy, tokenizer: Any, context: int | None, recipe: Recipe) -> Predictor:
+    """A policy that answers for the task of a recipe, over a base that can look at ``context`` tokens."""
+    task = cast(Task, recipe.task)
+    context = context or tokenizer.model_max_length
     # Answers take their part of what the base can look at, but never more than half of it.
     generated = min(recipe.evaluate.max_new_tokens, context // 2) if isinstance(task, TokenTask) else 0
-    return Predictor(task, policy, loaded.tokenizer, context - generated, generated, recipe.data.normalise)
+    return Predictor(task, policy, tokenizer, context - generated, generated, recipe.data.normalise)

@@ -32,6 +32,8 @@ class Model(Section):
     name: a packaged model's short name, a hub id, a local folder, or a GGUF file.
     revision: the hub revision, where ``name`` is a hub id.
     head_dropout: dropout before a new task head; ``None`` keeps the base's own.
+    quantize: hold the matrices of the base's blocks, which must stay frozen, in 4-bit NormalFloat with double
+        quantisation (``nf4``) or in 8 bits (``int8``).
     trust_remote_code: let a hub model run its own code. Off; turning it on is the user's explicit act.
     """
 
@@ -39,6 +41,7 @@ class Model(Section):
     name: str
     revision: str | None = None
     head_dropout: Share | None = None
+    quantize: Literal["nf4", "int8"] | None = None
     trust_remote_code: bool = False
 
 

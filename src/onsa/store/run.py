@@ -23,8 +23,12 @@ class State(StrEnum):
 
 
 class Fields(TypedDict, total=False):
-    """What is known about a run when it is created; text that is not given is empty."""
+    """What is known about a run when it is created; text that is not given is empty.
 
+    name: the run's id, in place of its identity's first digits.
+    """
+
+    name: str
     task: str
     model: str
     data: str

@@ -65,7 +65,7 @@ class Store:
             "recipe": _dumped(fields.get("recipe", {})),
             "summary": _dumped({}),
         }
-        short, again = identity[:ID_DIGITS], 1
+        short, again = fields.get("name") or identity[:ID_DIGITS], 1
         while True:
             run_id = short if again == 1 else f"{short}-{again}"
             try:

@@ -18,7 +18,7 @@ from onsa.engine.sessions.base import Engine, Moved, Session, Work
 from onsa.models.batch import Batch, Example
 from onsa.models.load import hold_in
 from onsa.models.policy import Models, Policy
-from onsa.objectives.base import Objective
+from onsa.objectives.base import LossOf, Objective
 from onsa.regularisers.base import Regulariser
 from onsa.spec.errors import MachineError, TrainingError
 from onsa.tasks.base import Outcome, Task
@@ -60,6 +60,9 @@ class LocalSession(Session):
             regulariser.attach(work.network)
         self.work = work
         self.models = Models(Policy(work.network, work.pad_id, device, work.precision, work.plan.logits))
+        work.adaptation.train_mode(work.network)
+        for regulariser in work.regularisers:
+            regulariser.check(self.models.policy, work.new)
         groups = work.optimizer.groups(work.network, work.new, work.adaptation.staged)
         self.optimizer = work.optimizer.build(groups, work.plan.fused)
         self.trainable = {name: p for name, p in work.network.named_parameters() if p.requires_grad}
@@ -74,11 +77,12 @@ class LocalSession(Session):
         torch.manual_seed(_mixed(work.seed, self.steps))
         work.adaptation.before_step(work.network, self.steps, work.total)
         work.adaptation.train_mode(work.network)
+        asked: LossOf = objective
         for regulariser in work.regularisers:
-            objective = regulariser.around(objective)
+            asked = regulariser.around(asked)
         sums: dict[str, float] = {"loss": 0.0}
         for batch in batches:
-            loss = objective(self.models, batch)
+            loss = asked(self.models, batch)
             value = float(loss.total.detach())
             if not math.isfinite(value):
                 raise TrainingError.of(

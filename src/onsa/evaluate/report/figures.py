@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from onsa.evaluate.document import Compared
-from onsa.evaluate.report.svg import SIZE, Drawing, fit, tick_words, ticks, width_of
+from onsa.evaluate.report.svg import SIZE, Drawing, fit, power_ticks, power_words, tick_words, ticks, width_of
 from onsa.evaluate.wording import decimals, signed
 
 Bounds = tuple[float, float]
@@ -44,6 +44,7 @@ class Frame:
     """Size and bounds of a chart, and what is marked on it.
 
     diagonal: a dashed line of equal x and y. mark: a step and its words. band: from a step to the end, and its words.
+    powers: the axes (``x``, ``y``) that go in powers of ten. margin: kept free on the right.
     """
 
     width: float = 720
@@ -53,10 +54,12 @@ class Frame:
     diagonal: bool = False
     mark: tuple[float, str] | None = None
     band: tuple[float, str] | None = None
+    powers: str = ""
+    margin: float = 12
 
 
 @dataclass
-class _Plot:
+class Plot:
     """The area inside the axes, and where a value lies in it."""
 
     drawing: Drawing
@@ -66,15 +69,19 @@ class _Plot:
     top: float
     right: float
     bottom: float
-    x_ticks: list[float] = field(default_factory=list)
+    powers: str = ""
 
     def x(self, value: float) -> float:
-        low, high = self.x_bounds
-        return self.left + (value - low) / (high - low) * (self.right - self.left)
+        return self.left + _share(value, self.x_bounds, "x" in self.powers) * (self.right - self.left)
 
     def y(self, value: float) -> float:
-        low, high = self.y_bounds
-        return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
+        return self.bottom - _share(value, self.y_bounds, "y" in self.powers) * (self.bottom - self.top)
+
+
+def _share(value: float, bounds: Bounds, powers: bool) -> float:
+    """Where a value lies between two bounds, from 0 to 1."""
+    low, high = bounds
+    return math.log(value / low) / math.log(high / low) if powers else (value - low) / (high - low)
 
 
 def lines(label: Label, series: Sequence[Series], frame: Frame) -> Markup:
@@ -85,7 +92,7 @@ def lines(label: Label, series: Sequence[Series], frame: Frame) -> Markup:
     strip = 20.0 if frame.mark or frame.band else 8.0
     x_bounds = frame.x or _bounds([v for one in series for v in one.x], 0.0)
     y_bounds = frame.y or _bounds([v for one in series for v in one.y], 0.06)
-    plot = _axes(drawing, label, (x_bounds, y_bounds), top + strip)
+    plot = axes(drawing, label, (x_bounds, y_bounds), top + strip, frame)
     if frame.diagonal:
         low, high = max(x_bounds[0], y_bounds[0]), min(x_bounds[1], y_bounds[1])
         drawing.line(plot.x(low), plot.y(low), plot.x(high), plot.y(high), "s-muted dash")
@@ -106,7 +113,7 @@ def bars(label: Label, edges: Sequence[float], series: Sequence[tuple[Series, bo
     top = _legend(drawing, [one for one, _ in series]) + 24.0
     drawing.text((0, top - 10), label.y)
     most = max((value for one, _ in series for value in one.y), default=1.0)
-    plot = _axes(drawing, label, ((edges[0], edges[-1]), (0.0, max(most, 1.0) * 1.05)), top)
+    plot = axes(drawing, label, ((edges[0], edges[-1]), (0.0, max(most, 1.0) * 1.05)), top, frame)
     for one, filled in series:
         outline = [(plot.x(edges[0]), plot.bottom)]
         for low, high, value in zip(edges, edges[1:], one.y, strict=False):
@@ -202,11 +209,11 @@ def _cell(drawing: Drawing, place: tuple[float, float, float], of: tuple[int, in
     drawing.text((x + cell / 2 - 0.5, y + cell / 2 + 4), number, style if cell >= 26 else f"{style} tiny", "middle")
 
 
-def _panel(drawing: Drawing, values: Sequence[float], place: tuple[float, float, float]) -> _Plot:
+def _panel(drawing: Drawing, values: Sequence[float], place: tuple[float, float, float]) -> Plot:
     """Vertical hairlines with their numbers below; place: left, top, right."""
     left, top, right = place
     bottom = drawing.height - 26
-    plot = _Plot(drawing, _bounds(values, 0.08), (0, 1), left, top, right, bottom)
+    plot = Plot(drawing, _bounds(values, 0.08), (0, 1), left, top, right, bottom)
     shown = ticks(*plot.x_bounds, about=max(2, int((right - left) / 60)))
     for value, words in zip(shown, tick_words(shown), strict=True):
         drawing.line(plot.x(value), top - 6, plot.x(value), bottom, "s-grid")
@@ -214,7 +221,7 @@ def _panel(drawing: Drawing, values: Sequence[float], place: tuple[float, float,
     return plot
 
 
-def _whisker(plot: _Plot, spread: object, y: float, colour: str) -> None:
+def _whisker(plot: Plot, spread: object, y: float, colour: str) -> None:
     if not isinstance(spread, dict) or spread["value"] is None:
         return
     if spread["low"] is not None and spread["high"] is not None:
@@ -253,19 +260,18 @@ def _legend(drawing: Drawing, series: Sequence[Series]) -> float:
     return y + 8 if shown else 2.0
 
 
-def _axes(drawing: Drawing, label: Label, bounds: tuple[Bounds, Bounds], top: float) -> _Plot:
+def axes(drawing: Drawing, label: Label, bounds: tuple[Bounds, Bounds], top: float, frame: Frame) -> Plot:
     """Horizontal hairlines with their numbers, a base line with its own, and the name of the x axis."""
     bottom = drawing.height - (38 if label.x else 22)
-    rows = ticks(*bounds[1], about=min(6, max(3, int((bottom - top) / 45))))
-    words = tick_words(rows)
+    rows, words = _ticks(bounds[1], min(6, max(3, int((bottom - top) / 45))), "y" in frame.powers)
     left = max((width_of(word) for word in words), default=0.0) + 10
-    plot = _Plot(drawing, bounds[0], bounds[1], left, top, drawing.width - 12, bottom)
+    plot = Plot(drawing, *bounds, left, top, drawing.width - frame.margin, bottom, frame.powers)
     for value, word in zip(rows, words, strict=True):
         drawing.line(left, plot.y(value), plot.right, plot.y(value), "s-grid")
         drawing.text((left - 8, plot.y(value) + 4), word, "f-muted", "end")
     drawing.line(left, bottom, plot.right, bottom, "s-rule")
-    columns = ticks(*bounds[0], about=max(2, int((plot.right - left) / 80)))
-    for value, word in zip(columns, tick_words(columns), strict=True):
+    columns, words = _ticks(bounds[0], max(2, int((plot.right - left) / 80)), "x" in frame.powers)
+    for value, word in zip(columns, words, strict=True):
         drawing.line(plot.x(value), bottom, plot.x(value), bottom + 4, "s-rule")
         half = width_of(word) / 2
         at = min(max(plot.x(value), half), drawing.width - half)
@@ -275,7 +281,12 @@ def _axes(drawing: Drawing, label: Label, bounds: tuple[Bounds, Bounds], top: fl
     return plot
 
 
-def _marks(plot: _Plot, frame: Frame) -> None:
+def _ticks(bounds: Bounds, about: int, powers: bool) -> tuple[list[float], list[str]]:
+    found = power_ticks(*bounds, about) if powers else ticks(*bounds, about)
+    return found, power_words(found) if powers else tick_words(found)
+
+
+def _marks(plot: Plot, frame: Frame) -> None:
     """The band and the mark, their words in the strip above the plot, on either side where they would meet."""
     drawing, y = plot.drawing, plot.top - 7
     if frame.band:

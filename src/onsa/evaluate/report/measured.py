@@ -7,6 +7,7 @@ from functools import partial
 
 from onsa.evaluate.document import Compared, Document, History, Range
 from onsa.evaluate.history import overfitting, smooth, thinned, train_losses, validation_losses
+from onsa.evaluate.report import rates
 from onsa.evaluate.report.figures import Frame, Label, Series, intervals, lines
 from onsa.evaluate.report.svg import width_of
 from onsa.evaluate.report.view import Cell, Figure, Section, Table
@@ -76,15 +77,20 @@ def _comparison_table(entries: Sequence[Compared], lang: str) -> Table:
 
 
 def learning(document: Document, lang: str) -> Section:
-    """Loss of train and validation with the best checkpoint and overfitting; small: headline, rate, gradient norm."""
+    """Loss of train and validation with the best checkpoint and overfitting, then small ones, and the rate of every
+    group where there are several."""
     history = document["history"]
     figures = [[_losses(history, lang)]] if train_losses(history) or validation_losses(history) else []
     small = [_validation_metric(history, document["verdict"]["metric"], lang)]
-    for name, field in (("rate", "lr"), ("norm", "grad_norm"), ("speed", "tokens_per_s")):
+    grouped = rates.by_group(history, lang)
+    single = [] if grouped else [("rate", "lr")]
+    for name, field in (*single, ("norm", "grad_norm"), ("speed", "tokens_per_s")):
         small.append(_of_steps(history, name, field, lang))
     drawn = [figure for figure in small if figure is not None]
     if drawn:
         figures.append(drawn)
+    if grouped:
+        figures.append([grouped])
     return Section("learning", say("report.section.learning", lang), notes=_learned(history, lang), figures=figures)
 
 

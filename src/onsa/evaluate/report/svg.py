@@ -100,3 +100,23 @@ def tick_words(values: Sequence[float]) -> list[str]:
     gap = min((b - a for a, b in itertools.pairwise(values)), default=1.0)
     places = max(0, -math.floor(math.log10(gap) + 1e-9)) if gap > 0 else 0
     return [f"{value:,.{places}f}".replace("-", MINUS) for value in values]
+
+
+def power_ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Powers of ten within positive bounds, some left out where there are many; with 2 and 5 times where few."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    decades = max(1, round(math.log10(high / low)))
+    factors = (1, 2, 5) if 2 * decades <= about else (1,)
+    every = -(-decades // about)
+    found = [m * 10.0**n for n in range(first, last + 1) if n % every == 0 for m in factors]
+    return [value for value in found if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+
+
+def power_words(values: Sequence[float]) -> list[str]:
+    """``1e−5``, ``0.01``, ``20``: each by itself."""
+    return [
+        f"{value:g}"
+        if 1e-2 <= value < 1e4
+        else f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", MINUS)
+        for value in values
+    ]

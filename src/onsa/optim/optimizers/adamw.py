@@ -7,9 +7,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from pydantic import Field
 
-from onsa.optim.optimizers.base import Optimizer
-
-Beta = Annotated[float, Field(ge=0, lt=1)]
+from onsa.optim.optimizers.base import Beta, Optimizer
 
 
 class AdamW(Optimizer):
@@ -24,4 +22,5 @@ class AdamW(Optimizer):
     eps: Annotated[float, Field(gt=0)] = 1e-8
 
     def build(self, groups: list[dict[str, Any]], fused: bool) -> torch.optim.Optimizer:
+        # Without the fused step torch takes its foreach form on a GPU, and one value after the other on a CPU.
         return torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=fused)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,6 +15,7 @@ from onsa.spec.component import Component
 from onsa.spec.errors import RecipeError
 
 LORA_B = ("lora_B.", "lora_embedding_B.")
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimizer(Component):
@@ -25,7 +26,16 @@ class Optimizer(Component):
     layer_decay: each block's rate is this share of that of the block above it (Howard and Ruder 2018, section 3.2).
     lora_plus: the rate of LoRA's B matrices, as a multiple of the rate of its A matrices (Hayou et al. 2024).
     weight_decay: decay of matrices; biases, norms and other vectors are exempt.
+
+    ``state_bytes`` is what is kept beside each value that trains, at most; ``times`` turns a usual rate, which is one
+    of AdamW's, into one of this kind; ``schedule`` is the schedule where a recipe names none; ``hidden_apart`` tells
+    whether matrices of the blocks form groups of their own.
     """
+
+    state_bytes: ClassVar[int] = 8
+    times: ClassVar[float] = 1.0
+    schedule: ClassVar[str] = "linear"
+    hidden_apart: ClassVar[bool] = False
 
     lr: Annotated[float, Field(gt=0)] | None = None
     lr_new: Annotated[float, Field(gt=0)] | None = None
@@ -48,8 +58,8 @@ class Optimizer(Component):
     def groups(self, network: nn.Module, new: frozenset[str], by_block: bool) -> list[dict[str, Any]]:
         """Trainable parameters by label, rate and decay, in the network's order.
 
-        Each group has ``params``, ``weight_decay``, ``lr``, the ``base_lr`` that a schedule multiplies, and a ``label``
-        for readers.
+        Each group has ``params``, ``weight_decay``, ``lr``, the ``base_lr`` that a schedule multiplies, a ``label`` for
+        readers, and ``hidden``: matrices of the blocks, where the kind wants them apart.
 
         Args:
             new: names of parameters that the base did not have.
@@ -58,17 +68,19 @@ class Optimizer(Component):
         Raises:
             RecipeError: ``lora_plus`` is given where no LoRA trains.
         """
-        found: dict[tuple[str, float, float], list[nn.Parameter]] = {}
+        found: dict[tuple[str, float, float, bool], list[nn.Parameter]] = {}
         rate_of = self._rates(network, new, by_block)
+        depth, top = depths(network)
         trainable = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
         if self.lora_plus is not None and not any(part in name for name, _ in trainable for part in LORA_B):
             raise RecipeError.of("lora-plus-unfit", key="optimizer.lora_plus")
         for name, parameter in trainable:
             decay = self.weight_decay if parameter.ndim >= 2 else 0.0
-            found.setdefault((*rate_of(name), decay), []).append(parameter)
+            hidden = self.hidden_apart and parameter.ndim == 2 and 0 < depth(name) < top
+            found.setdefault((*rate_of(name), decay, hidden), []).append(parameter)
         return [
-            {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay, "label": label}
-            for (label, rate, decay), parameters in found.items()
+            {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay, "label": label, "hidden": hidden}
+            for (label, rate, decay, hidden), parameters in found.items()
         ]
 
     def _rates(self, network: nn.Module, new: frozenset[str], by_block: bool) -> Callable[[str], tuple[str, float]]:

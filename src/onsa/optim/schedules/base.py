@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -15,7 +15,11 @@ class Schedule(Component):
     """The base of every schedule.
 
     warmup: the first part of the run over which the rate rises in a line from zero: a share below 1, or whole steps.
+
+    ``watches`` tells whether the kind needs validation rows to be measured during the run.
     """
+
+    watches: ClassVar[bool] = False
 
     warmup: Annotated[float, Field(ge=0)] = 0.1
 
@@ -27,13 +31,22 @@ class Schedule(Component):
         """
         rise = self.rise(total)
         if step < rise:
-            return (step + 1) / (rise + 1)
+            return self.in_warmup(step, rise)
         return self.after_warmup(step - rise, max(1, total - rise), seen)
 
     def rise(self, total: int) -> int:
         """Steps of the warm-up."""
-        return round(self.warmup * total) if self.warmup < 1 else round(self.warmup)
+        return steps_of(self.warmup, total)
+
+    def in_warmup(self, step: int, rise: int) -> float:
+        """The factor at a step of a warm-up over ``rise`` steps."""
+        return (step + 1) / (rise + 1)
 
     @abstractmethod
     def after_warmup(self, step: int, total: int, seen: Sequence[float]) -> float:
         """The factor at a step counted from the end of the warm-up, of the ``total`` steps after it."""
+
+
+def steps_of(value: float, total: int) -> int:
+    """Steps given as a share of ``total`` below 1, or as they are."""
+    return round(value * total) if value < 1 else round(value)

@@ -1,0 +1,51 @@
+"""Gradual unfreezing: the head begins, and the blocks join it one by one from the top."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import nn
+
+from onsa.adaptations.base import WholeModel, narrowed
+from onsa.models.blocks import blocks, depths
+from onsa.models.heads import Head
+from onsa.models.names import matching
+from onsa.spec.errors import RecipeError
+
+
+class GradualUnfreeze(WholeModel):
+    """Train the head first, then block by block from the top, the embeddings last (Howard and Ruder 2018, section 3.3).
+
+    What trains at a step depends on nothing but the step, and what has begun goes on. An output layer that shares the
+    weight of the input embeddings gets one of its own.
+
+    share: the share of the run after which everything trains; the stages before it are of equal length.
+    """
+
+    kind: ClassVar[str] = "gradual-unfreeze"
+    unties: ClassVar[bool] = True
+    staged: ClassVar[bool] = True
+    rates: ClassVar[dict[Head, float]] = {Head.ROWS: 2e-4, Head.TOKENS: 5e-5}
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+    def chosen(self, network: nn.Module, head: Head) -> Iterable[str]:
+        if not blocks(network):
+            raise RecipeError.of("blocks-missing", key="adaptation", adaptation=self.kind)
+        return (name for name, _ in network.named_parameters())
+
+    def rate(self, head: Head, width: int) -> float:
+        return narrowed(self.rates[head], width)
+
+    def before_step(self, network: nn.Module, step: int, total: int) -> None:
+        depth, top = depths(network)
+        lowest = self.lowest(top, step, total)
+        frozen = matching(network, self.freeze, "adaptation.freeze")
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(depth(name) >= lowest and name not in frozen)
+
+    def lowest(self, top: int, step: int, total: int) -> int:
+        """The lowest depth that trains at a step: the greatest one (the head) at first, 0 (embeddings) in the end."""
+        return max(0, top - int(step * top / (self.share * total)))

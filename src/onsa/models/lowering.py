@@ -1,0 +1,154 @@
+"""Lowering: rows laid out as the inputs of a network.
+
+Padded rows lie beside each other in a block; packed ones behind each other in one line, each with positions of its own,
+and a mask keeps them apart.
+
+A soft prompt (prefix, prompt, p-tuning; PEFT's ``get_prompt``) acts before the network, not in it, so it is laid out
+here: virtual tokens in front of every row's embeddings, or keys and values that every row sees.
+
+Shape legend: R rows, T the longest row's tokens, P virtual tokens, N tokens of all rows in one line, S places in one
+line (N, and each row's P where virtual tokens stand in front), D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from onsa.models.batch import Batch
+
+Layout = Literal["padded", "packed"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """What to call with which inputs, and where each of the N tokens lies in its output when that is flattened."""
+
+    network: Any
+    inputs: dict[str, Any]
+    flat_N: Tensor
+
+
+def base_network(network: nn.Module) -> Any:
+    """The transformers model inside a network that an adaptation may have wrapped."""
+    unwrap = getattr(network, "get_base_model", None)
+    return unwrap() if unwrap else network
+
+
+def soft_prompt(network: nn.Module, rows: int) -> Any:
+    """The soft prompt for some rows, ``prompt_RPD`` or a cache of keys and values; ``None`` where there is none."""
+    if getattr(network, "prompt_encoder", None) is None or not network.has_active_enabled_adapter:
+        return None
+    return network.get_prompt(rows)  # type: ignore[operator]  # a PEFT model
+
+
+def padded(network: nn.Module, batch: Batch, pad_id: int, left: bool = False) -> Block:
+    """Rows beside each other, padded to the longest.
+
+    Args:
+        left: pad before a row, and count its positions from its first token.
+    """
+    length_R = torch.tensor(batch.length_R, device=batch.token_N.device)
+    place_T = torch.arange(int(max(batch.length_R)), device=length_R.device)
+    mask_RT = place_T >= len(place_T) - length_R[:, None] if left else place_T < length_R[:, None]
+    token_RT = torch.full(mask_RT.shape, pad_id, device=length_R.device)
+    token_RT[mask_RT] = batch.token_N
+    inputs: dict[str, Any] = {"input_ids": token_RT, "attention_mask": mask_RT.long()}
+    # A tokenizer may tell a pair's texts apart for a network that does not: RoBERTa knows one type, a decoder none.
+    if batch.type_N is not None and getattr(base_network(network).config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = torch.zeros_like(token_RT)
+        inputs["token_type_ids"][mask_RT] = batch.type_N
+    soft = soft_prompt(network, len(length_R))
+    if soft is None:
+        return Block(network, inputs, mask_RT.flatten().nonzero().squeeze(1))
+    inner = base_network(network)
+    if not isinstance(soft, Tensor):
+        inputs["attention_mask"] = _front(inputs["attention_mask"], soft.get_seq_length(), 1)
+        return Block(inner, {**inputs, "past_key_values": soft}, mask_RT.flatten().nonzero().squeeze(1))
+    virtual = soft.shape[1]
+    inputs = {name: _front(value, virtual, int(name == "attention_mask")) for name, value in inputs.items()}
+    inputs["inputs_embeds"] = _behind(soft, inner.get_input_embeddings()(token_RT))
+    del inputs["input_ids"]
+    if left:
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
+    return Block(inner, inputs, _front(mask_RT, virtual, 0).flatten().nonzero().squeeze(1))
+
+
+def for_row_head(network: nn.Module, batch: Batch, pad_id: int) -> Block:
+    """Rows beside each other, as a row head finds its way in them."""
+    block = padded(network, batch, pad_id)
+    if "past_key_values" in block.inputs:  # few row heads hand keys on to their base; PEFT knows a way
+        return replace(padded(base_network(network), batch, pad_id), network=network)
+    # PEFT's name of a row head that reads the last token, which it finds by its id, or else at the row's very end.
+    if "inputs_embeds" in block.inputs and getattr(network, "cls_layer_name", None) == "score":
+        return padded(network, batch, pad_id, left=True)
+    return block
+
+
+def packed(network: nn.Module, batch: Batch) -> Block:
+    """Rows behind each other, for a network in which tokens see those before them; none sees another row's."""
+    device, length_R = batch.token_N.device, batch.length_R
+    soft = soft_prompt(network, 1)
+    virtual = soft.shape[1] if isinstance(soft, Tensor) else 0
+    row_S = torch.cat([torch.full((virtual + n,), row, device=device) for row, n in enumerate(length_R)])
+    place_S = torch.cat([torch.arange(virtual + n, device=device) for n in length_R])
+    sees_SS = (row_S[:, None] == row_S) & (place_S[:, None] >= place_S)
+    flat_N = (place_S >= virtual).nonzero().squeeze(1)
+    inputs: dict[str, Any] = {"input_ids": batch.token_N[None]}
+    if isinstance(soft, Tensor):
+        token_ND = base_network(network).get_input_embeddings()(batch.token_N)
+        parts = [_behind(soft[0], token_TD, 0) for token_TD in token_ND.split(list(length_R))]
+        inputs = {"inputs_embeds": torch.cat(parts)[None]}
+    elif soft is not None:  # keys and values that every row sees
+        inputs["past_key_values"] = soft
+        sees_SS = _front(sees_SS, soft.get_seq_length(), 1)
+        place_S = place_S + soft.get_seq_length()
+    hidden = torch.finfo(torch.float32).min
+    inputs["attention_mask"] = torch.zeros(sees_SS.shape, device=device).masked_fill(~sees_SS, hidden)[None, None]
+    inputs["position_ids"] = place_S[None]
+    return Block(network if soft is None else base_network(network), inputs, flat_N)
+
+
+def opening(network: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Block:
+    """Prompts as a model's ``generate`` takes them: padded on the left, a soft prompt next to the text.
+
+    ``flat_N`` then holds one number: at which place of what ``generate`` returns the answers begin.
+    """
+    longest = max(map(len, prompts))
+    token_RT = torch.full((len(prompts), longest), pad_id)
+    for row, prompt in enumerate(prompts):
+        token_RT[row, longest - len(prompt) :] = torch.tensor(prompt)
+    token_RT = token_RT.to(device)
+    length_R = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    mask_RT = (torch.arange(longest, device=device) >= longest - length_R[:, None]).long()
+    inputs: dict[str, Any] = {"input_ids": token_RT, "attention_mask": mask_RT}
+    soft = soft_prompt(network, len(prompts))
+    if soft is None:
+        return Block(network, inputs, torch.tensor([longest]))
+    inner = base_network(network)
+    if not isinstance(soft, Tensor):  # generate skips as many tokens as there are keys: they may be any
+        virtual = soft.get_seq_length()
+        inputs = {"input_ids": _front(token_RT, virtual, pad_id), "attention_mask": _front(mask_RT, virtual, 1)}
+        return Block(inner, {**inputs, "past_key_values": soft}, torch.tensor([virtual + longest]))
+    rows = []
+    for prompt_PD, token_TD, length in zip(
+        soft, inner.get_input_embeddings()(token_RT), map(len, prompts), strict=True
+    ):
+        pad_TD, text_TD = token_TD.split([longest - length, length])
+        rows.append(torch.cat([pad_TD, _behind(prompt_PD, text_TD, 0)]))
+    mask_RT = torch.cat([mask_RT, torch.ones_like(mask_RT[:, :1]).expand(-1, soft.shape[1])], 1)
+    return Block(inner, {"inputs_embeds": torch.stack(rows), "attention_mask": mask_RT}, torch.tensor([0]))
+
+
+def _front(what_RT: Tensor, virtual: int, value: int) -> Tensor:
+    """Columns of a value in front of others."""
+    return torch.cat([what_RT.new_full((len(what_RT), virtual), value), what_RT], 1)
+
+
+def _behind(prompt: Tensor, token: Tensor, dim: int = 1) -> Tensor:
+    """Embeddings behind those of a soft prompt."""
+    return torch.cat([prompt.to(token.dtype), token], dim)
