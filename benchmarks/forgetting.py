@@ -15,6 +15,7 @@ Shape legend: P passages, D width of an embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -29,13 +30,14 @@ from onsa.engine.batches import encode
 from onsa.models.batch import Example, collate
 from onsa.models.fetch import fetch_data
 from onsa.models.heads import Head
+from onsa.models.policy import Policy
 from onsa.programs.demo import CORPUS, TECHNICAL
 from onsa.serve.predictor import Predictor
 from onsa.tasks.chat import Chat
 
 WORDS = 30  # the fewest of a passage
-PASSAGES, PASSAGE_TOKENS = 48, 96
-QUESTIONS = 48
+PASSAGES, PASSAGE_TOKENS = 24, 64
+QUESTIONS = 32
 TEMPERATURE = 0.05
 ROWS = 8  # through the network at once
 
@@ -62,19 +64,22 @@ def unrelated() -> tuple[tuple[str, str], ...]:
         if path.stem in TECHNICAL:
             continue
         turns = [turns for turns in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"] if len(turns) > 1]
-        found |= {str(question): str(answer) for question, answer, *_ in turns[:: max(1, len(turns) // 4)]}
+        found |= {str(question): str(answer) for question, answer, *_ in turns[:: max(1, len(turns) // 3)]}
     return tuple(found.items())[:QUESTIONS]
 
 
 @torch.inference_mode()
-def remembered(model: Predictor) -> dict[str, float]:
-    """The losses of a model on what it was not tuned for, by name."""
+def remembered(model: Predictor, quick: bool = False) -> dict[str, float]:
+    """The losses of a model on what it was not tuned for, by name; of a quarter of it where it is to be quick."""
+    part = 4 if quick else 1
+    texts, questions = passages()[::part], unrelated()[::part]
+    policy = replace(model.policy, logits="supervised")
     model.policy.network.eval()
     if model.task.head is Head.ROWS:
-        return {"general": _matching(model)}
-    losses = {"general": _mean(model, [_whole(model, text) for text in passages()])}
+        return {"general": _matching(model, texts)}
+    losses = {"general": _mean(policy, [_whole(model, text) for text in texts])}
     if isinstance(model.task, Chat):
-        losses["unrelated"] = _mean(model, _asked(model.task, model))
+        losses["unrelated"] = _mean(policy, _asked(model.task, model, questions))
     return losses
 
 
@@ -84,25 +89,25 @@ def _whole(model: Predictor, text: str) -> Example:
     return Example(token_T, np.ones(len(token_T), np.float32))
 
 
-def _asked(task: Chat, model: Predictor) -> list[Example]:
+def _asked(task: Chat, model: Predictor, questions: Sequence[tuple[str, str]]) -> list[Example]:
     rows = [
         Row({"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]}, "", 0)
-        for asked, said in unrelated()
+        for asked, said in questions
     ]
     return encode(task, rows, model.tokenizer, model.max_length)
 
 
-def _mean(model: Predictor, examples: Sequence[Example]) -> float:
+def _mean(policy: Policy, examples: Sequence[Example]) -> float:
     total = weight = 0.0
     for start in range(0, len(examples), ROWS):
         batch = collate(examples[start : start + ROWS])
-        total -= float((model.policy.logprobs(batch) * batch.weight_M).sum())
+        total -= float((policy.logprobs(batch) * batch.weight_M).sum())
         weight += float(batch.weight_M.sum())
     return total / weight
 
 
-def _matching(model: Predictor) -> float:
-    halves = [text.split() for text in passages()]
+def _matching(model: Predictor, texts: Sequence[str]) -> float:
+    halves = [text.split() for text in texts]
     first_PD = _embedded(model, [" ".join(words[: len(words) // 2]) for words in halves])
     second_PD = _embedded(model, [" ".join(words[len(words) // 2 :]) for words in halves])
     alike_PP = functional.normalize(first_PD, dim=1) @ functional.normalize(second_PD, dim=1).T / TEMPERATURE

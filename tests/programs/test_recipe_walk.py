@@ -240,7 +240,7 @@ TABLE: dict[str, Entry] = {
     "adaptation:ia3.feedforward": Entry([], trainable),
     "adaptation:prefix.tokens": Entry(3, trainable),
     "adaptation:prefix.projection": Entry(8, trainable),
-    "adaptation:prefix.init": Entry("zero", losses),
+    "adaptation:prefix.init": Entry("random", losses),
     "adaptation:prompt.tokens": Entry(3, trainable),
     "adaptation:prompt.init": Entry("random", losses),
     "adaptation:prompt.text": Entry("tell me about rain", losses, before=TEXT),

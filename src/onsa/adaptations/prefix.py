@@ -16,14 +16,14 @@ class Prefix(SoftPrompt):
 
     projection: width of a two-layer network that makes the keys and values while they train (Li and Liang 2021,
         section 4.3); without it they train themselves.
-    init: begin from ``random`` keys and values, or from ``zero``.
+    init: begin from ``zero`` keys and values, which take attention away but point nowhere, or from ``random`` ones.
     """
 
     kind: ClassVar[str] = "prefix"
     rates: ClassVar[dict[Head, float]] = {Head.ROWS: 1e-2, Head.TOKENS: 1e-2}
 
     projection: Annotated[int, Field(ge=1)] | None = None
-    init: Literal["random", "zero"] = "random"
+    init: Literal["zero", "random"] = "zero"
 
     def config(self, network: nn.Module, train: frozenset[str], total: int) -> Any:
         from peft import PrefixTuningConfig
