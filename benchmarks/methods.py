@@ -49,7 +49,7 @@ from onsa.models.heads import Head
 from onsa.programs.demo import demos
 from onsa.programs.measure import peak_memory, versions
 from onsa.programs.methods import FAILED, MEASURED, Measured, Method, Refusal, Setting, markdown, table_text
-from onsa.programs.prepare import prepare
+from onsa.programs.prepare import Prepared, prepare
 from onsa.programs.train import Finished, train
 from onsa.serve.predictor import Predictor, load_run
 from onsa.spec import registry
@@ -88,7 +88,7 @@ CASES = (
     Case(
         "topics",
         "f1_macro",
-        {"model": {"name": "minilm-l6"}, "task": "text-classification", "train": {"epochs": 8, "batch_rows": 16}},
+        {"model": {"name": "minilm-l6"}, "task": "text-classification", "train": {"epochs": 4, "batch_rows": 16}},
         rows=None,
         split="6:1:3",
         quick_rows=240,
@@ -197,19 +197,19 @@ def measured(order: Order) -> Method:
 
 
 def _method(order: Order) -> Method:
-    usual = prepare(_recipe(order, SEEDS[0])).recipe.optimizer
+    prepared = prepare(_recipe(order, SEEDS[0]))  # rows and tokens hang on no seed
+    usual = prepared.recipe.optimizer
     rates: dict[str, float] = {name: getattr(usual, name) for name in ("lr", "lr_new")}
     factors = (1.0,) if order.quick else FACTORS
-    searched = [_trial(order, SEEDS[0], {name: rate * factor for name, rate in rates.items()}) for factor in factors]
+    searched = [_trial(order, prepared, SEEDS[0], _times(rates, factor)) for factor in factors]
     best = min(searched, key=lambda trial: trial.validation)
     factor = factors[searched.index(best)]
     more = () if order.quick else SEEDS[1:]
-    trials = [best, *(_trial(order, seed, {n: rate * factor for n, rate in rates.items()}) for seed in more)]
+    trials = [best, *(_trial(order, prepared, seed, _times(rates, factor)) for seed in more)]
     known = [remembered(trial.load(), order.quick) for trial in trials]
-    task = _task(order)
-    value, low, high = interval(task, order.case.metric, [trial.outcome for trial in trials])
+    value, low, high = interval(prepared.task, order.case.metric, [trial.outcome for trial in trials])
     figures = best.document["figures"]
-    epochs = order.case.recipe["train"]["epochs"]
+    epochs = prepared.recipe.train.epochs or 1
     return Method(
         method=order.method,
         refused=None,
@@ -225,12 +225,14 @@ def _method(order: Order) -> Method:
     )
 
 
-def _trial(order: Order, seed: int, rates: dict[str, float]) -> Trial:
-    recipe = _recipe(order, seed, optimizer={"kind": "adamw", **rates})
-    *_, last = train(recipe, fresh=True)
+def _times(rates: dict[str, float], factor: float) -> dict[str, float]:
+    return {name: rate * factor for name, rate in rates.items()}
+
+
+def _trial(order: Order, prepared: Prepared, seed: int, rates: dict[str, float]) -> Trial:
+    *_, last = train(_recipe(order, seed, optimizer={"kind": "adamw", **rates}), fresh=True)
     assert isinstance(last, Finished)
-    prepared = prepare(recipe)
-    load = partial(load_run, last.run.folder, prepared.recipe)
+    load = partial(load_run, last.run.folder, parse_recipe(last.run.recipe))
     outcome = outcome_of(load().policy, prepared.task, prepared.examples["test"], prepared.plan)
     gc.collect()  # a network holds itself in cycles, and would be counted into the next one's memory
     losses = [entry["metrics"]["loss"] for entry in last.document["history"]["evaluations"]]
@@ -293,10 +295,6 @@ def _data(order: Order) -> dict[str, Any]:
         path = home() / f"{rows}-{path.name}"
         path.write_text("\n".join([*lines[:header], *(lines[index] for index in spread)]) + "\n", encoding="utf-8")
     return {"path": str(path), "columns": source.columns, "split": order.case.split}
-
-
-def _task(order: Order) -> Task:
-    return prepare(_recipe(order, SEEDS[0])).task
 
 
 def _empty(order: Order, refused: Refusal | None) -> Method:
