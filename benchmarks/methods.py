@@ -10,18 +10,20 @@ same rows, epochs and batches, and the same search: its usual rate times 1/3, 1 
 the least validation loss being kept. Two more seeds are then run at that rate. Each method has a process of its own, of
 one thread, as many at once as there are cores.
 
-Columns: the metric on the held-out rows (mean over the seeds; 95 % percentile interval over resampled rows); what
-trains; the process's peak memory with everything that Python has loaded; seconds an epoch (median); bytes of what is
-saved; and losses on what nothing was tuned for, before and after (:mod:`benchmarks.forgetting`).
+Columns: the metric on the held-out rows (mean over the seeds; 95 % percentile interval over resampled rows, not over
+seeds); what trains; the process's peak memory with everything that Python has loaded; seconds an epoch (median); bytes
+of what is saved; and losses on what nothing was tuned for, before and after (:mod:`benchmarks.forgetting`).
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import json
 import multiprocessing
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -48,13 +50,12 @@ from onsa.models.fetch import fetch
 from onsa.models.heads import Head
 from onsa.programs.demo import demos
 from onsa.programs.measure import peak_memory, versions
-from onsa.programs.methods import FAILED, MEASURED, Measured, Method, Refusal, Setting, markdown, table_text
+from onsa.programs.methods import FAILED, MEASURED, Measured, Method, Refusal, Setting, caption, cells
 from onsa.programs.prepare import Prepared, prepare
 from onsa.programs.train import Finished, train
 from onsa.serve.predictor import Predictor, load_run
 from onsa.spec import registry
-from onsa.spec.errors import OnsaError
-from onsa.spec.extras import hush
+from onsa.spec.errors import ModelError, RecipeError, TrainingError
 from onsa.spec.recipe import Recipe, parse_recipe
 from onsa.store.home import home
 from onsa.tasks.base import Outcome, Task
@@ -132,10 +133,9 @@ def main() -> int:
     parser.add_argument("--only", action="append", help="a method by its name; may be repeated; nothing is written")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     asked = parser.parse_args()
-    hush("bitsandbytes")
     for name in ("minilm-l6", "smollm2-135m"):
         fetch(name)
-    given()  # before there are processes, which would each write the demo's files anew
+    scratch(), given()  # before there are processes, which would each write the demo's files anew
     orders = [
         Order(case, name, settings, asked.quick)
         for case in CASES
@@ -158,11 +158,20 @@ def main() -> int:
     )
     for setting in document["settings"]:
         print(table_text(setting))
-    if not asked.quick and not asked.only:
+    failed = any(result["refused"] and result["refused"]["code"] == FAILED for result in found)
+    if not asked.quick and not asked.only and not failed:
         MEASURED.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         _document(document)
     print(json.dumps(document))
-    return 1 if any(result["refused"] and result["refused"]["code"] == FAILED for result in found) else 0
+    return int(failed)
+
+
+@cache
+def scratch() -> Path:
+    """A folder for parts of files, which goes with the process that asked for it first."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @cache
@@ -189,8 +198,9 @@ def measured(order: Order) -> Method:
             (Path(folder) / name).symlink_to(real / name)
         try:
             return _base(order) if order.method == "base" else _method(order)
-        except OnsaError as error:
-            return _empty(order, Refusal(code=error.problems[0].code, values=error.problems[0].values))
+        except (RecipeError, ModelError) as error:
+            values = {name: str(value) for name, value in error.problems[0].values.items()}
+            return _empty(order, Refusal(code=error.problems[0].code, values=values))
         except Exception as error:  # what went wrong is told with the method's name, and the others go on
             traceback.print_exc()
             return _empty(order, Refusal(code=FAILED, values={"reason": f"{type(error).__name__}: {error}"}))
@@ -202,10 +212,12 @@ def _method(order: Order) -> Method:
     rates: dict[str, float] = {name: getattr(usual, name) for name in ("lr", "lr_new")}
     factors = (1.0,) if order.quick else FACTORS
     searched = [_trial(order, prepared, SEEDS[0], _times(rates, factor)) for factor in factors]
-    best = min(searched, key=lambda trial: trial.validation)
+    best = min((trial for trial in searched if trial), key=lambda trial: trial.validation)
     factor = factors[searched.index(best)]
     more = () if order.quick else SEEDS[1:]
-    trials = [best, *(_trial(order, prepared, seed, _times(rates, factor)) for seed in more)]
+    found = [best, *(_trial(order, prepared, seed, _times(rates, factor)) for seed in more)]
+    trials = [trial for trial in found if trial]
+    assert len(trials) == len(found), f"{order.method} ran away at its best rate with another seed"
     known = [remembered(trial.load(), order.quick) for trial in trials]
     value, low, high = interval(prepared.task, order.case.metric, [trial.outcome for trial in trials])
     figures = best.document["figures"]
@@ -229,8 +241,11 @@ def _times(rates: dict[str, float], factor: float) -> dict[str, float]:
     return {name: rate * factor for name, rate in rates.items()}
 
 
-def _trial(order: Order, prepared: Prepared, seed: int, rates: dict[str, float]) -> Trial:
-    *_, last = train(_recipe(order, seed, optimizer={"kind": "adamw", **rates}), fresh=True)
+def _trial(order: Order, prepared: Prepared, seed: int, rates: dict[str, float]) -> Trial | None:
+    try:
+        *_, last = train(_recipe(order, seed, optimizer={"kind": "adamw", **rates}), fresh=True)
+    except TrainingError:  # at such a rate it runs away
+        return None
     assert isinstance(last, Finished)
     load = partial(load_run, last.run.folder, parse_recipe(last.run.recipe))
     outcome = outcome_of(load().policy, prepared.task, prepared.examples["test"], prepared.plan)
@@ -284,7 +299,7 @@ def _recipe(order: Order, seed: int, **more: Any) -> Recipe:
 
 
 def _data(order: Order) -> dict[str, Any]:
-    """The demo's file of this setting, with as many of its first rows as the setting takes."""
+    """The demo's file of this setting, with as many rows, spread over the file, as the setting takes."""
     source = given()[order.case.name].data
     path = Path(source.path)
     rows = order.case.quick_rows if order.quick else order.case.rows
@@ -292,7 +307,7 @@ def _data(order: Order) -> dict[str, Any]:
         lines = path.read_text(encoding="utf-8").splitlines()
         header = 1 if path.suffix == ".csv" else 0
         spread = np.linspace(header, len(lines) - 1, rows).round().astype(int)
-        path = home() / f"{rows}-{path.name}"
+        path = scratch() / f"{rows}-{path.name}"
         path.write_text("\n".join([*lines[:header], *(lines[index] for index in spread)]) + "\n", encoding="utf-8")
     return {"path": str(path), "columns": source.columns, "split": order.case.split}
 
@@ -327,6 +342,35 @@ def _setting(case: Case, orders: Sequence[Order], found: Sequence[Method], quick
         seeds=1 if quick else len(SEEDS),
         methods=[method for order, method in zip(orders, found, strict=True) if order.case is case],
     )
+
+
+def table_text(setting: Setting) -> str:
+    """A table as aligned lines."""
+    heading, rows = cells(setting)
+    lines = [heading, *rows]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(heading))]
+    padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([caption(setting), *padded, ""])
+
+
+def markdown(measured: Measured) -> str:
+    """All tables as Markdown."""
+    found = measured["versions"]
+    said = [
+        f"Measured on {measured['date']} with `{measured['command']}` in {measured['minutes']} minutes: "
+        f"Onsa {found['onsa']}, Python {found['python']}, torch {found['torch']}, "
+        f"transformers {found['transformers']}, PEFT {found['peft']}, {found['platform']}.\n"
+    ]
+    for setting in measured["settings"]:
+        heading, rows = cells(setting)
+        said.append(f"### {caption(setting)}\n")
+        said += [_line(heading), _line(["---"] * len(heading)), *map(_line, rows)]
+        said.append("")
+    return "\n".join(said) + "\n"
+
+
+def _line(texts: Sequence[str]) -> str:
+    return f"| {' | '.join(texts)} |"
 
 
 def _document(measured: Measured) -> None:

@@ -1,4 +1,5 @@
-"""Bottleneck adapters: against a layer written down from the papers' formulas, and on their way to disk and back."""
+"""Bottleneck adapters: against a layer written down from Houlsby et al.'s formula, at the places of both variants (of
+Pfeiffer et al. the place alone is taken), and on their way to disk and back."""
 
 from __future__ import annotations
 
@@ -75,7 +76,7 @@ def stirred(session: Any) -> None:
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 @pytest.mark.parametrize(("variant", "adapters"), [("houlsby", 4), ("pfeiffer", 2)])
-def test_loss_and_gradient_equal_a_layer_written_from_the_formula(
+def test_loss_and_gradient_equal_houlsbys_formula_at_the_variants_places(
     variant: str, adapters: int, activation: str, rows: Any
 ) -> None:
     prepared = rows({"kind": "bottleneck", "variant": variant, "activation": activation, "reduction": 8})

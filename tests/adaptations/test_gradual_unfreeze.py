@@ -10,8 +10,10 @@ import torch
 
 import onsa
 import trial
+from onsa.adaptations import gradual_unfreeze
 from onsa.adaptations.gradual_unfreeze import GradualUnfreeze
 from onsa.engine.events import Stepped
+from onsa.models.blocks import depths
 from onsa.spec.recipe import parse_recipe
 
 STEPS = {"max_steps": 12}
@@ -117,3 +119,14 @@ def test_the_schedule_shows_in_the_events_of_a_run(tiny_bert: Path, topics_csv: 
     told = [event for event in onsa.train(parse_recipe(recipe)) if isinstance(event, Stepped)]
     trains = [{name for name, rate in event.rates.items() if rate > 0} - {"new"} for event in told]
     assert [found - {"top"} for found in trains] == [begun(step) - {"top"} for step in range(12)]
+
+
+def test_a_network_is_walked_once(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = rows({"kind": "gradual-unfreeze", "freeze": ["*.layer.0.*"]}, train=STEPS)
+    session, walks = trial.opened(prepared), []
+    monkeypatch.setattr(gradual_unfreeze, "depths", lambda network: walks.append(network) or depths(network))
+    trial.advance(prepared, session, 4)
+    assert len(walks) == 1
+    other = trial.opened(prepared)
+    trial.advance(prepared, other, 1)
+    assert walks == [trial.network(session), trial.network(other)]

@@ -128,3 +128,17 @@ def test_ia3_knows_where(head: Head, tiny_bert: Path, tiny_llama: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         scaled(Ia3(targets="nonsense"))
     assert cast(Any, caught.value).problems[0].code == "target-unmatched"
+
+
+def test_ia3_asks_where_if_it_does_not_know() -> None:
+    from transformers import ElectraConfig, ElectraForSequenceClassification
+
+    small = {"hidden_size": 16, "embedding_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    network = ElectraForSequenceClassification(ElectraConfig(vocab_size=60, intermediate_size=16, **small))
+    with pytest.raises(RecipeError) as caught:
+        Ia3().apply(network, Head.ROWS, frozenset(), 6)
+    (problem,) = cast(Any, caught.value).problems
+    assert (problem.code, problem.key) == ("targets-needed", "adaptation.targets")
+    assert "electra" in problem.what and "query" in problem.fix
+    adapted = Ia3(targets=("key", "value"), feedforward=()).apply(network, Head.ROWS, frozenset(), 6)
+    assert any("ia3_l" in name for name, p in adapted.named_parameters() if p.requires_grad)

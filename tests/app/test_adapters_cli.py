@@ -43,6 +43,7 @@ def test_listing_merging_and_folding(
     assert said.code == 0 and said.document["logits"]["largest_difference"] <= 1e-5
     assert {entry["metric"] for entry in said.document["comparisons"]} == {"loss", "perplexity"}
     monkeypatch.setenv("ONSA_LANG", "ja")
+    assert "損失" in onsa("runs").out and "損失" in onsa("adapters").out
     said = onsa("adapters", "fold", "dared", "--out", "whole2")
     assert said.code == 0 and "ロジットの最大の差" in said.out and (tmp_path / "whole2" / "config.json").exists()
     said = onsa("adapters", "fold", "dared", "--out", "whole2")
@@ -56,7 +57,12 @@ def test_predicting_with_several(pair: tuple[str, str], onsa: Onsa, tmp_path: Pa
     lines = [json.loads(line) for line in said.out.splitlines()]
     names = [one, other, f"{one}+{other}"]
     assert [(line["row"], line["adapter"]) for line in lines] == [(row, name) for row in (0, 1) for name in names]
-    (tmp_path / "in.csv").write_text(f"messages,adapter\nhi,{other}\n")
+    rows = [{"adapter": name, "messages": [{"role": "user", "content": "hi"}]} for name in (other[:6], "", one)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = onsa("predict", one, "--adapter", other, "--input", "in.jsonl", "--text", "soup", "--json")
+    asked = [(answer["row"], answer["adapter"]) for answer in said.document]
+    assert asked == [(0, one), (0, other), (1, other), (2, one), (2, other), (3, one)]
+    assert all(isinstance(answer["text"], str) for answer in said.document)
     said = onsa("predict", one, "--text", "hi", "--base", "--adapter", other, "--json")
     assert said.code == 2 and said.document["problems"][0]["code"] == "base-with-adapters"
     said = onsa("predict", f"{one}+{other}", "--text", "hi", "--json")

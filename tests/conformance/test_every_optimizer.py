@@ -153,6 +153,7 @@ def test_resuming_gives_the_same_bytes(kind: str, wide: tuple[Path, Path], tmp_p
     whole, first, second = (trial.opened(prepared) for _ in range(3))
     straight, _ = trial.advance(prepared, whole, 6)
     half, at = trial.advance(prepared, first, 3)
+    first.evaluate(prepared.examples["validation"], prepared.task)  # which the straight run does not do
     first.save(tmp_path)
     second.restore(tmp_path)
     rest, _ = trial.advance(prepared, second, 3, at)
@@ -165,6 +166,9 @@ def test_resuming_gives_the_same_bytes(kind: str, wide: tuple[Path, Path], tmp_p
     third.restore(tmp_path, optimizer=False)
     losses = [session.evaluate(prepared.examples["validation"], prepared.task).loss_R for session in (first, third)]
     assert (losses[0] == losses[1]).all(), "what is deployed is what was measured"
+    whole.restore(tmp_path, optimizer=False)
+    again = whole.evaluate(prepared.examples["validation"], prepared.task).loss_R
+    assert (losses[0] == again).all(), "nothing is left of the later steps"
 
 
 @every_kind

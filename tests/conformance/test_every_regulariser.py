@@ -8,9 +8,11 @@ from typing import Any, cast
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 import trial
 from onsa.engine.batches import micro_batches
+from onsa.engine.sessions.local import DEPLOYED, WEIGHTS
 from onsa.models.batch import collate
 from onsa.programs.prepare import Prepared
 from onsa.regularisers.base import Regulariser
@@ -111,6 +113,7 @@ def test_resuming_gives_the_same_bytes(kind: str, head: str, attempt: Any, tmp_p
     straight, weights, measured = shown(prepared)
     first = trial.opened(prepared)
     _, at = trial.advance(prepared, first, 4)
+    first.evaluate(prepared.examples["validation"], prepared.task)  # which the straight run does not do
     first.save(tmp_path)
     del first
     second = trial.opened(prepared)
@@ -132,6 +135,13 @@ def test_what_is_measured_is_what_is_deployed(kind: str, head: str, attempt: Any
     deployed = trial.opened(trying(attempt, head, []))
     deployed.restore(tmp_path, optimizer=False)
     assert prepared.task.metrics(deployed.evaluate(prepared.examples["validation"], prepared.task)) == measured
+    trial.advance(prepared, session, 3)
+    session.restore(tmp_path, optimizer=False)
+    assert prepared.task.metrics(session.evaluate(prepared.examples["validation"], prepared.task)) == measured
+    (tmp_path / "again").mkdir()
+    session.save(tmp_path / "again")
+    assert same(load_file(tmp_path / "again" / WEIGHTS), trial.trained(deployed))
+    assert not (tmp_path / "again" / DEPLOYED).exists(), "the weights are what is deployed"
 
 
 @on_every_head

@@ -12,6 +12,7 @@ import yaml
 
 import trial
 from conformance import test_every_adaptation as every
+from conformance import test_kinds as kinds
 from onsa.spec import registry
 from onsa.spec.errors import RecipeError
 from onsa.spec.recipe import parse_recipe
@@ -30,14 +31,15 @@ def parts(language: str) -> list[str]:
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The page's file in a package of a third party, and the page's line in the conformance suite."""
     kind, promised = parts("python")
-    module = "attention_only_of_the_tutorial"
+    package, module = "package_of_the_tutorial", "attention_only"
     site = tmp_path / "site"
     about = site / "tutorial-1.0.dist-info"
     about.mkdir(parents=True)
-    (site / f"{module}.py").write_text(kind, encoding="utf-8")
+    (site / package).mkdir()
+    (site / package / f"{module}.py").write_text(kind, encoding="utf-8")
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: tutorial\nVersion: 1.0\n")
     group, name = re.findall(r'"(onsa\.\w+)"\]\n([\w-]+) = ', parts("toml")[0])[0]
-    (about / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n")
+    (about / "entry_points.txt").write_text(f"[{group}]\n{name} = {package}.{module}\n")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setattr(every, "PROMISED", dict(every.PROMISED))
     exec(promised, {"PROMISED": every.PROMISED})
@@ -57,6 +59,13 @@ def test_the_kind_keeps_what_every_adaptation_keeps(head: str, installed: None, 
     every.test_micro_batches_do_not_change_the_gradient(KIND, head, attempt)
     (tmp_path / "resumed").mkdir()
     every.test_resuming_gives_the_same_bytes(KIND, head, attempt, tmp_path / "resumed")
+    every.test_speed_passes_do_not_change_the_result(KIND, head, attempt)
+
+
+def test_the_kind_keeps_what_kinds_of_every_axis_keep(installed: None) -> None:
+    kinds.test_the_kind_is_named_by_its_file_and_says_what_it_is("adaptation", KIND)
+    kinds.test_defaults_survive_the_way_through_a_recipe("adaptation", KIND)
+    kinds.test_a_kind_is_frozen_and_knows_its_own_keys_only("adaptation", KIND)
 
 
 def test_the_recipe_is_a_recipe(installed: None, attempt: Any) -> None:

@@ -55,6 +55,15 @@ def test_the_gpu_loses_as_the_cpu_does(recipe: dict[str, Any]) -> None:
     assert losses(recipe, "cuda", "fp32") == pytest.approx(losses(recipe, "cpu", "fp32"), rel=1e-4)
 
 
+@pytest.mark.parametrize("scheme", ["nf4", "int8"])
+def test_adapters_train_on_a_quantised_base(scheme: str, tiny_llama: Path, chat_jsonl: Path) -> None:
+    model = {"name": str(tiny_llama), "quantize": scheme}
+    given = {"model": model, "data": str(chat_jsonl), "adaptation": "lora", "optimizer": {"kind": "adamw", "lr": 1e-2}}
+    evaluated = {"evaluate": {"bootstrap": 100, "baseline": False, "answers": 0}}
+    found = losses(given | evaluated, "cuda", "bf16")
+    assert len(found) == 20 and found[-1] < found[0]
+
+
 def test_bf16_trains_on_the_gpu(recipe: dict[str, Any]) -> None:
     found = losses(recipe, "cuda", "bf16")
     assert len(found) == 20

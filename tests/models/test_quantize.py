@@ -19,13 +19,17 @@ import trial
 from onsa.adaptations.base import Adaptation
 from onsa.models import quantize
 from onsa.models.blocks import blocks
-from onsa.models.load import load
+from onsa.models.load import hold_in, load
+from onsa.programs.adapters import adapters
 from onsa.programs.forecast import adapted, forecast
+from onsa.programs.merge import Way, merge
 from onsa.programs.prepare import Prepared, prepare
+from onsa.serve.adapters import Apart, Question, open_adapters
 from onsa.serve.predictor import MODEL, load_run
 from onsa.spec import registry
-from onsa.spec.errors import ModelError, RecipeError
+from onsa.spec.errors import ModelError, RecipeError, StoreError
 from onsa.spec.recipe import parse_recipe
+from several import tuned
 
 functional = pytest.importorskip("bitsandbytes.functional")
 WIDTH = 64  # values that share a scale
@@ -169,9 +173,12 @@ def test_resuming_gives_the_same_bytes_also_past_an_evaluation(
 
 
 @on_every_head
+@in_every_scheme
 @pytest.mark.parametrize("kind", ADAPTERS)
-def test_every_adapter_trains_beside_it(kind: str, head: str, quantised: Quantised, tmp_path: Path) -> None:
-    prepared = quantised(head, "nf4", adaptation=kind)
+def test_every_adapter_trains_beside_it(
+    kind: str, scheme: str, head: str, quantised: Quantised, tmp_path: Path
+) -> None:
+    prepared = quantised(head, scheme, adaptation=kind)
     session = trial.opened(prepared)
     start = trial.trained(session)
     trial.advance(prepared, session, 2)
@@ -218,6 +225,9 @@ def test_matrices_cannot_be_unfrozen_but_norms_can(quantised: Quantised) -> None
     with pytest.raises(RecipeError) as caught:
         adapted(quantised("tokens", "nf4", adaptation={"kind": "lora", "unfreeze": ["*.layers.0.mlp.*"]}))
     assert caught.value.problems[0].code == "unfreeze-quantised"
+    with pytest.raises(RecipeError) as caught:  # the bias is no matrix, but PEFT would train its module whole
+        adapted(quantised("rows", "nf4", adaptation={"kind": "lora", "unfreeze": ["*.query.bias"]}))
+    assert caught.value.problems[0].code == "unfreeze-quantised"
     session = trial.opened(quantised("tokens", "nf4", adaptation={"kind": "lora", "unfreeze": ["*layernorm*"]}))
     assert any("layernorm" in name for name in trial.trained(session))
 
@@ -237,6 +247,36 @@ def test_the_forecast_counts_what_is_held(scheme: str, quantised: Quantised) -> 
     share = {"nf4": 0.52, "int8": 1.0}[scheme]
     # The tables of a tiny matrix' scales weigh more than those of a real one.
     assert before.weights - after.weights == pytest.approx(values * (4 - share), rel=0.1)
+
+
+def test_a_real_matrix_takes_less_than_a_third_of_bf16() -> None:
+    """One as wide as SmolLM2's, with its scales and their tables."""
+    from bitsandbytes.nn import Params4bit
+
+    weight = torch.randn(576, 576)
+    held: Any = Params4bit(weight, requires_grad=False, quant_type="nf4", compress_statistics=True, blocksize=WIDTH)
+    assert quantize.held_bytes(held.to("cpu")) <= 0.30 * 2 * weight.numel()
+
+
+@in_every_scheme
+@pytest.mark.parametrize("init", ["olora", "pissa", "pissa_niter_4"])
+def test_beginnings_that_change_the_base_are_refused(init: str, scheme: str, quantised: Quantised) -> None:
+    with pytest.raises(RecipeError) as caught:
+        adapted(quantised("tokens", scheme, adaptation={"kind": "lora", "init": init}))
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.key) == ("init-quantised", "adaptation.init") and init in problem.what
+
+
+def test_int8_keeps_its_scales_where_it_is_held_again(quantised: Quantised) -> None:
+    """After a product they lie in the module, where a second move would miss them."""
+    network = fresh(quantised("tokens", "int8"))
+    token_RT = torch.arange(1, 9)[None]
+    before = network(input_ids=token_RT).logits
+    hold_in(network, "fp32", torch.device("cpu"))
+    assert torch.equal(before, network(input_ids=token_RT).logits)
+    for name in matrices(network):
+        quantize.move(network.get_submodule(name.removesuffix(".weight")), "weight", torch.device("meta"))
+    assert {p.SCB.device.type for p in matrices(network).values()} == {"meta"}
 
 
 def test_the_scheme_is_part_of_a_runs_identity(quantised: Quantised) -> None:
@@ -299,3 +339,20 @@ def test_loftq_needs_a_rounded_base(quantised: Quantised) -> None:
         with pytest.raises(RecipeError) as caught:
             adapted(quantised("tokens", scheme, adaptation={"kind": "lora", "init": "loftq"}))
         assert caught.value.problems[0].code == "loftq-unquantised"
+
+
+def test_loftq_is_not_added_up_and_neither_are_unlike_bases(bases: Any) -> None:
+    folder, data = bases["tokens"]
+    nf4 = {"name": str(folder), "quantize": "nf4"}
+    loftq = tuned(folder, data, 1, model=nf4, adaptation={"kind": "lora", "rank": 4, "init": "loftq"})
+    plain, bare = tuned(folder, data, 2, model=nf4), tuned(folder, data, 3)
+    for other, code, said in ((loftq, "adapter-not-plain", "init: loftq"), (bare, "adapters-quantised-unlike", "nf4")):
+        for refs in ([f"{plain.id}+{other.id}"], None):
+            with pytest.raises(StoreError) as caught:
+                adapters(refs) if refs else merge([plain.id, other.id], Way("cat"))
+            (problem,) = caught.value.problems
+            assert problem.code == code and said in problem.what
+        answering = open_adapters(list(adapters([plain.id, other.id]).values()))
+        assert isinstance(answering, Apart), "one after the other"
+        (answer,) = answering.answer([Question(other.id, 1, "rain")])
+        assert answer == load_run(other.folder, parse_recipe(other.recipe)).predict(["rain"])[0]

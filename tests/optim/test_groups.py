@@ -105,3 +105,39 @@ def test_the_rates_of_a_step_are_told_by_label(data: dict[str, Path], tiny_bert:
     )
     assert set(first["rates"]) == set(last["rates"]) and first["rates"]["new"] < last["rates"]["new"]
     assert torch.isfinite(torch.tensor(last["loss"]))
+
+
+def held(data: dict[str, Path], base: Path, adaptation: Any, kind: str = "adamw", **settings: Any) -> dict[str, Any]:
+    """The group of each trainable parameter, by its name."""
+    prepared = trial.ready(base, data["bert"], adaptation=adaptation, optimizer={"kind": kind, "lr": 1e-3, **settings})
+    loaded, network = adapted(prepared)
+    names = {id(p): name for name, p in network.named_parameters()}
+    groups = cast(Optimizer, prepared.recipe.optimizer).groups(network, loaded.new, by_block=False)
+    return {names[id(p)]: group for group in groups for p in group["params"]}
+
+
+@pytest.mark.parametrize(
+    ("adaptation", "vectors"),
+    [("ia3", "ia3_l."), ("peft", "lora_E."), ({"kind": "lora", "rank": 1}, "lora_A."), ("prompt", "prompt_encoder.")],
+)
+def test_what_is_a_vector_does_not_decay_and_is_no_hidden_matrix(
+    adaptation: Any, vectors: str, data: dict[str, Path], tiny_bert: Path
+) -> None:
+    """IA³'s factors stand for nothing at 1, and decay would pull them to 0."""
+    found = held(data, tiny_bert, adaptation, "muon", weight_decay=0.1)
+    mine = [group for name, group in found.items() if vectors in name]
+    assert mine and not any(group["weight_decay"] or group["hidden"] for group in mine)
+    heads = {name: group["weight_decay"] for name, group in found.items() if "classifier" in name}
+    assert {name.rpartition(".")[2]: decay for name, decay in heads.items()} == {"weight": 0.1, "bias": 0.0}
+
+
+def test_matrices_of_an_adapter_decay_and_are_hidden(data: dict[str, Path], tiny_bert: Path) -> None:
+    found = held(data, tiny_bert, "lora", "muon", weight_decay=0.1)
+    assert {(g["weight_decay"], g["hidden"]) for name, g in found.items() if ".layer." in name} == {(0.1, True)}
+
+
+@pytest.mark.parametrize("kind", ["prompt", "prefix", "p-tuning"])
+def test_a_soft_prompt_lies_outside_the_depths(kind: str, data: dict[str, Path], tiny_bert: Path) -> None:
+    found = held(data, tiny_bert, kind, layer_decay=0.5, lr_new=0.01)
+    soft = {(g["label"], g["lr"]) for name, g in found.items() if name.startswith("prompt_encoder.")}
+    assert soft == {("base", 1e-3)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from rich.console import Console
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import tiny
 from onsa.adaptations.lora import Lora
+from onsa.app.show_adapters import show_fold
 from onsa.evaluate.document import read_document
 from onsa.models.load import quiet
 from onsa.programs.adapters import adapters, families
@@ -22,13 +26,15 @@ from onsa.programs.fold import fold
 from onsa.programs.merge import METHODS, Way, merge, merged_network, settled
 from onsa.programs.predict import predict
 from onsa.serve.predictor import load_run
-from onsa.spec.errors import OnsaError, RecipeError, StoreError
+from onsa.spec.errors import Level, MachineError, OnsaError, RecipeError, StoreError
 from onsa.spec.recipe import parse_recipe
+from onsa.store.atomic import write_text
 from onsa.store.run import Run, State
 from onsa.store.runs import Store
 from several import tuned
 
 WEIGHTS = (0.7, 0.4)
+SEED = 5  # of what DARE drops
 
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:
@@ -41,26 +47,54 @@ def plainly_merged(base: Path, runs: list[Run], method: str, **more: Any) -> dic
     with quiet():
         model: Any = PeftModel.from_pretrained(network, runs[0].folder / "model", adapter_name="a")
         model.load_adapter(runs[1].folder / "model", adapter_name="b")
-        torch.manual_seed(5)
+        torch.manual_seed(SEED)
         model.add_weighted_adapter(["a", "b"], list(WEIGHTS), "m", combination_type=method, **more)
     return {name.replace(".m.", "."): value for name, value in model.state_dict().items() if ".m." in name}
 
 
-@pytest.mark.parametrize(("method", "density"), [("linear", None), ("ties", 0.4), ("magnitude-prune", 0.5)])
-def test_a_merge_is_pefts_own(method: str, density: float | None, tiny_llama: Path, chat_jsonl: Path) -> None:
-    runs = [tuned(tiny_llama, chat_jsonl, seed) for seed in (1, 2)]
-    made = merge([run.id for run in runs], Way(method, WEIGHTS, density)).run
-    expected = plainly_merged(tiny_llama, runs, method.replace("-", "_"), density=density)
+@pytest.fixture(scope="module")
+def home_of_pair(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
+    """A home with two runs."""
+    folder = tmp_path_factory.mktemp("pair")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONSA_HOME", str(folder / "home"))
+        for seed in (1, 2):
+            tuned(tiny_llama, tiny.write_chat(folder / "chat.jsonl"), seed)
+    return folder / "home"
+
+
+@pytest.fixture
+def pair(home_of_pair: Path, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+    """Two runs that no test changes; merges of them stay."""
+    monkeypatch.setenv("ONSA_HOME", str(home_of_pair))
+    with Store() as store:
+        return [run for run in reversed(store.list()) if "merge" not in run.summary]
+
+
+@pytest.mark.parametrize(
+    ("method", "density"),
+    [
+        ("linear", None),
+        ("svd", None),
+        ("ties", 0.4),
+        ("magnitude-prune", 0.5),
+        ("dare-linear", 0.6),
+        ("dare-ties-svd", 0.6),
+    ],
+)
+def test_a_merge_is_pefts_own(method: str, density: float | None, tiny_llama: Path, pair: list[Run]) -> None:
+    made = merge([run.id for run in pair], Way(method, WEIGHTS, density, seed=SEED)).run
+    more = {"svd_full_matrices": False} if method.endswith("svd") else {}
+    expected = plainly_merged(tiny_llama, pair, method.replace("-", "_"), density=density, **more)
     found = weights_of(made)
     assert found.keys() == expected.keys() and len(found) == 28
     assert all(torch.equal(found[name], expected[name]) for name in found)
-    assert not torch.equal(next(iter(found.values())), next(iter(weights_of(runs[0]).values())))
+    assert not torch.equal(next(iter(found.values())), next(iter(weights_of(pair[0]).values())))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_has_its_seed_and_its_result(method: str, tiny_llama: Path, chat_jsonl: Path) -> None:
-    run = tuned(tiny_llama, chat_jsonl, 1)
-    other = tuned(tiny_llama, chat_jsonl, 2)
+def test_every_method_has_its_seed_and_its_result(method: str, pair: list[Run]) -> None:
+    run, other = pair
     recipe = parse_recipe(run.recipe)
     way = settled(Way(method), [run, other])
 
@@ -135,13 +169,23 @@ def test_heads_are_averaged(tiny_bert: Path, topics_csv: Path) -> None:
         settled(Way("linear", (1.0, -1.0)), runs)
 
 
-def test_a_merge_is_a_run_with_its_proof(tiny_llama: Path, chat_jsonl: Path, tmp_path: Path) -> None:
+def test_a_merge_is_a_run_with_its_proof(
+    tiny_llama: Path, chat_jsonl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts = tmp_path / "more.jsonl"
     prompts.write_text("".join(json.dumps({"text": f"{text} {topic}"}) + "\n" for text, topic in tiny.questions()))
     measured: dict[str, Any] = {"evaluate": {"baseline": True}}
     one = tuned(tiny_llama, chat_jsonl, 1, **measured)
     other = tuned(tiny_llama, prompts, 2, task="text-generation", **measured)
+    written: list[Path] = []
+
+    def counted(path: Path, text: str) -> None:
+        written.append(path)
+        write_text(path, text)
+
+    monkeypatch.setattr("onsa.evaluate.document.write_text", counted)
     made = merge([one.id, other.id], Way("linear"), "both")
+    assert [path.name for path in written] == ["metrics.json"], "once"
     run, proof = made.run, made.proof
     assert run.id == "both" and run.state is State.FINISHED and run.adaptation == "lora"
     assert proof == json.loads((run.folder / "merge.json").read_text())
@@ -164,14 +208,59 @@ def test_a_merge_is_a_run_with_its_proof(tiny_llama: Path, chat_jsonl: Path, tmp
             ("both", other.id, "merged"),
         }
         assert store.find("latest").id == "both"
-    again = merge([one.id, other.id], Way("linear"))
-    assert again.run.id == "both" and again.proof == proof
+    told: list[str] = []
+    again = merge([one.id, other.id], Way("linear"), "other", told.append)
+    assert again.run.id == "both" and again.proof == proof and "under the name both" in told[-1]
     assert list(predict("both", ["rain"], None, False))
     (family,) = families()
     assert [run.id for run in family.runs] == ["both", other.id, one.id]
     deeper = merge(["both", one.id], Way("cat")).run
     with Store() as store:
         assert len(store.lineage(deeper)) == 4
+
+
+def interrupted(*given: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_merge_goes_on_under_its_name(
+    tiny_llama: Path, chat_jsonl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [tuned(tiny_llama, chat_jsonl, seed).id for seed in (1, 2)]
+    with monkeypatch.context() as patch:
+        patch.setattr("onsa.programs.merge.measure", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            merge(runs, Way("linear"), "both")
+    made = merge(runs, Way("linear"), "both").run
+    assert (made.id, made.state) == ("both", State.FINISHED)
+    with pytest.raises(StoreError, match="a run 'both' already"):
+        merge(runs, Way("svd"), "both")
+
+
+def test_a_base_or_data_that_have_changed_are_refused(tiny_llama: Path, chat_jsonl: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_llama, tmp_path / "base"))
+    one, other = (tuned(base, chat_jsonl, seed).id for seed in (1, 2))
+    kept = (base / "model.safetensors").read_bytes()
+    weights = load_file(base / "model.safetensors")
+    save_file({name: weight + 0.01 for name, weight in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    asks: list[Callable[[], object]] = [
+        lambda: merge([one, other], Way("linear")),
+        lambda: fold(one, tmp_path / "whole"),
+        lambda: adapters([f"{one}+{other}"]),
+        lambda: list(predict(one, ["rain"], None, False, [other])),
+    ]
+    for ask in asks:
+        with pytest.raises(StoreError) as caught:
+            ask()
+        assert caught.value.problems[0].code == "run-base-changed"
+    (base / "model.safetensors").write_bytes(kept)
+    chat_jsonl.write_text("".join(chat_jsonl.read_text().splitlines(keepends=True)[:-3]))
+    with pytest.raises(StoreError) as caught:
+        merge([one, other], Way("linear"))
+    assert caught.value.problems[0].code == "run-data-changed"
+    with Store() as store:
+        assert len(store.list()) == 2
+    assert not (tmp_path / "whole").exists()
 
 
 @pytest.fixture
@@ -202,7 +291,7 @@ def test_what_does_not_fit_is_refused(refused: dict[str, str]) -> None:
         (pair, Way("linear", (1.0, float("nan"))), None, "merge-weights"),
         (pair, Way("linear", density=0.5), None, "merge-density"),
         (pair, Way("ties", density=1.5), None, "merge-density"),
-        (pair, Way("linear"), "Not a name", "run-name-unusable"),
+        *((pair, Way("linear"), name, "run-name-unusable") for name in ("Not a name", "latest", "-both", "")),
         (pair, Way("linear"), refused["chat"], "run-name-taken"),
         (["chat", "wide"], Way("linear"), None, "merge-ranks-differ"),
         (["chat", "whole"], Way("linear"), None, "run-not-adapter"),
@@ -275,3 +364,55 @@ def test_what_cannot_be_folded_is_refused(
     with pytest.raises(StoreError, match="cannot be folded"):
         fold(run.id, tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
+
+
+def test_any_new_or_empty_folder_can_be_folded_into(
+    pair: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, linked = tmp_path / "here", tmp_path / "linked"
+    here.mkdir()
+    (tmp_path / "empty").mkdir()
+    linked.symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(here)
+    for place, folder in ((Path(), here), (linked, tmp_path / "empty")):
+        folded = fold(pair[0].id, place)
+        assert folded.holds and not folded.problems and 0 < folded.limit <= 1e-3
+        assert folded.folder == folder.resolve() and AutoModelForCausalLM.from_pretrained(folder) is not None
+        assert not any(path.name.startswith(".") for path in folder.iterdir())
+    assert Path.cwd() == here.resolve() and linked.is_symlink()
+    monkeypatch.setattr("onsa.programs.fold.load_run", lambda *given: pytest.fail("the work has begun"))
+    (tmp_path / "file").touch()
+    with pytest.raises(MachineError, match="cannot be written"):
+        fold(pair[0].id, tmp_path / "file" / "whole")
+
+
+def test_a_fold_that_fails_leaves_nothing(pair: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", interrupted)
+    for place in ("empty", "whole"):
+        with pytest.raises(KeyboardInterrupt):
+            fold(pair[0].id, tmp_path / place)
+    assert [path.name for path in tmp_path.iterdir() if "home" not in path.name] == ["empty"]
+    assert not list((tmp_path / "empty").iterdir())
+
+
+@pytest.mark.parametrize("lang", ["en", "ja"])
+def test_a_fold_that_does_not_hold_is_told(
+    lang: str, pair: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ONSA_LANG", lang)
+    merge = Lora.merge
+
+    def wrongly(self: Lora, network: torch.nn.Module) -> torch.nn.Module:
+        whole = merge(self, network)
+        with torch.no_grad():
+            whole.get_parameter("model.layers.0.self_attn.v_proj.weight").mul_(1.5)
+        return whole
+
+    monkeypatch.setattr(Lora, "merge", wrongly)
+    folded = fold(pair[0].id, tmp_path / "whole")
+    assert not folded.holds and folded.document()["holds"] is False
+    (problem,) = folded.problems
+    assert (problem.code, problem.level) == ("fold-unlike", Level.WARNING)
+    show_fold(Console(width=400, markup=False), folded)
+    assert problem.what in capsys.readouterr().out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,9 +14,12 @@ from typer.testing import CliRunner
 import tiny
 import trial
 from onsa.app.cli import app
+from onsa.evaluate.report.rates import sweep_page
+from onsa.optim.optimizers.base import Optimizer
 from onsa.programs.lr_find import Rising, Sweep, lr_find, suggest
-from onsa.spec.errors import RecipeError, TrainingError
-from onsa.spec.recipe import Recipe, parse_recipe
+from onsa.programs.prepare import prepare
+from onsa.spec.errors import MachineError, RecipeError, TrainingError
+from onsa.spec.recipe import Recipe, parse_recipe, read_recipe
 from onsa.store.home import home
 
 
@@ -86,6 +89,30 @@ def test_groups_keep_their_relative_rates(
     assert told[0][""] == pytest.approx(1e-6) and told[-1][""] == pytest.approx(1e-2)
 
 
+@pytest.mark.parametrize("adaptation", ["full", "head"])
+@pytest.mark.parametrize("optimizer", [{}, {"lr": 2e-4, "lr_new": 3e-3}])
+def test_the_suggestion_gives_the_rates_of_the_sweep(
+    values: dict[str, Any], adaptation: str, optimizer: dict[str, float], tmp_path: Path
+) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(parse_recipe({**values, "adaptation": adaptation, "optimizer": optimizer}).dump())
+    swept = cast(Optimizer, prepare(read_recipe(file)).recipe.optimizer)
+    found = lr_find(read_recipe(file), Sweep(1e-5, 100.0, 60))
+    taken = cast(Optimizer, prepare(read_recipe(file, found.overrides)).recipe.optimizer)
+    assert taken.lr == found.suggestion and taken.lr_new and swept.lr and swept.lr_new
+    assert taken.lr_new / taken.lr == pytest.approx(swept.lr_new / swept.lr, rel=1e-5)
+    assert all(f"--set {override}" in sweep_page(found.model, found.document()) for override in found.overrides)
+
+
+def test_a_rate_of_what_is_new_is_given_where_something_new_trains(
+    values: dict[str, Any], tiny_llama: Path, tmp_path: Path
+) -> None:
+    chat = {**values, "model": str(tiny_llama), "data": str(tiny.write_chat(tmp_path / "chat.jsonl"))}
+    for given in (chat, {**values, "adaptation": {"kind": "full", "freeze": ["classifier"]}}):
+        found = lr_find(parse_recipe(given), Sweep(1e-5, 100.0, 40))
+        assert found.overrides == [f"optimizer.lr={found.suggestion:g}"] and found.ratio_new is None
+
+
 @pytest.mark.parametrize("low", [1e-3, 0.0, -1.0])
 def test_an_empty_range_is_refused(low: float, recipe: Recipe) -> None:
     with pytest.raises(RecipeError) as caught:
@@ -107,6 +134,19 @@ def test_the_command_leaves_a_plot_and_no_run(lang: str, recipe: Recipe, tmp_pat
     assert "--set optimizer.lr=" in told.output and str(tmp_path / "recipe.lr-find.html") in told.output
     said = CliRunner().invoke(app, [*options, "--json", "--out", str(tmp_path / "other.html")])
     document = json.loads(said.stdout)
-    assert document["set"] == f"optimizer.lr={document['suggestion']:g}" and document["set"] in told.output
+    assert document["set"][0] == f"optimizer.lr={document['suggestion']:g}" and len(document["set"]) == 2
+    assert " ".join(f"--set {override}" for override in document["set"]) in told.output
     assert document["plot"] == str(tmp_path / "other.html") and (tmp_path / "other.html").exists()
     assert not (home() / "onsa.db").exists() and not list((home() / "runs").iterdir())
+
+
+def test_the_plots_place_is_looked_at_before_the_sweep(recipe: Recipe, tmp_path: Path, monkeypatch: Any) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(recipe.dump())
+    options = ["lr-find", str(file), "--range", "1e-6", "100", "--steps", "40", "--out"]
+    told = CliRunner().invoke(app, [*options, str(tmp_path / "new" / "plots" / "x.html")])
+    assert told.exit_code == 0 and (tmp_path / "new" / "plots" / "x.html").is_file()
+    monkeypatch.setattr("onsa.programs.lr_find.prepare", lambda *given: pytest.fail("the sweep has begun"))
+    for place, code in ((tmp_path, "plot-is-folder"), (file / "x.html", "folder-unwritable")):
+        error = CliRunner().invoke(app, [*options, str(place)]).exception
+        assert isinstance(error, MachineError) and error.problems[0].code == code

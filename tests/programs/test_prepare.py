@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onsa.programs.prepare import Prepared, prepare
-from onsa.spec.errors import OnsaError
+from onsa.spec.errors import OnsaError, RecipeError
 from onsa.spec.recipe import parse_recipe
 
 
@@ -59,6 +59,44 @@ def test_early_stopping_needs_validation_rows(tiny_bert: Path, topics_csv: Path)
                 }
             )
         )
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [({"schedule": "plateau"}, "schedule-unwatched"), ({"train": {"early_stop": {"patience": 2}}}, "stop-unwatched")],
+)
+def test_what_is_watched_are_the_rows_that_are_there(
+    given: dict[str, Any], code: str, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """A column may name validation rows where the ratio deals none."""
+    path = tmp_path / "sides.csv"
+    rows = [f"rain {i},a,train\nsun {i},b,train" for i in range(20)] + ["wind,a,{side}", "snow,b,{side}"]
+    rows += ["cloud,a,test", "storm,b,test"]
+    data = {"path": str(path), "split": {"column": "side", "ratio": "8:0:2"}}
+    for side, watched in (("validation", True), ("train", False)):
+        path.write_text("\n".join(["text,label,side", *rows]).format(side=side) + "\n")
+        try:
+            prepared = prepare(parse_recipe({"model": str(tiny_bert), "data": data, **given}))
+            assert watched and len(prepared.examples["validation"]) == 2
+        except OnsaError as error:
+            assert not watched and [problem.code for problem in error.problems] == [code]
+
+
+@pytest.mark.parametrize(
+    ("adaptation", "key"),
+    [
+        ({"kind": "prompt", "tokens": 63}, "adaptation.tokens"),
+        ({"kind": "peft", "tuner": "prompt-tuning", "settings": {"num_virtual_tokens": 500}}, "adaptation.settings"),
+    ],
+)
+def test_virtual_tokens_must_leave_place_for_a_row(
+    adaptation: dict[str, Any], key: str, tiny_bert: Path, topics_csv: Path
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        ready(tiny_bert, topics_csv, adaptation=adaptation)
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.key) == ("tokens-over-context", key) and "64" in problem.what and "62" in problem.fix
+    assert ready(tiny_bert, topics_csv, adaptation={"kind": "prompt", "tokens": 62}).recipe.train.max_length == 2
 
 
 def test_given_columns_choose_among_the_tasks_that_know_them(tiny_llama: Path, tmp_path: Path) -> None:

@@ -173,12 +173,14 @@ class Entry:
     """A key's other value, and by what it shows; ``before`` is laid over the base recipe for both runs.
 
     of: the base recipe: short texts with topics (``topics``), or conversations (``talks``).
+    refused: the code with which the other value is refused; else it must run.
     """
 
     value: Any
     shows: Callable[[Any], Any]
     of: str = "topics"
     before: dict[str, Any] = field(default_factory=dict)
+    refused: str | None = None
 
 
 CUT = {"train.max_length": 8}
@@ -196,14 +198,17 @@ TABLE: dict[str, Entry] = {
     "model.quantize": Entry("nf4", losses, before=LORA),
     "model.revision": Entry("second", losses, before={"model.name": "owner/base"}),
     "model.trust_remote_code": Entry(
-        False, losses, before={"model.name": "@own-code", "model.trust_remote_code": True}
+        False,
+        losses,
+        before={"model.name": "@own-code", "model.trust_remote_code": True},
+        refused="model-unreadable",
     ),
     "data.path": Entry("@other.csv", rows),
     "data.validation": Entry("@other.csv", rows),
     "data.test": Entry("@other.csv", rows),
-    "data.format": Entry("json", rows),
+    "data.format": Entry("json", rows, refused="json-broken"),
     "data.encoding": Entry("latin-1", rows),
-    "data.delimiter": Entry("|", rows),
+    "data.delimiter": Entry("|", rows, refused="column-missing"),
     "data.columns": Entry({"text": "title", "label": "label"}, rows),
     "data.language": Entry("de", language),
     "data.normalise": Entry("nfkc", rows),
@@ -220,6 +225,9 @@ TABLE: dict[str, Entry] = {
     "adaptation": Entry("lora", trainable),
     "adaptation:*.freeze": Entry(["*.layer.1.*", "classifier"], trainable),
     "adaptation:*.unfreeze": Entry(["embeddings"], trainable),
+    "adaptation:full.unfreeze": Entry(["embeddings"], trainable, refused="unfreeze-idle"),
+    "adaptation:gradual-unfreeze.unfreeze": Entry(["embeddings"], trainable, refused="unfreeze-idle"),
+    "adaptation:head.freeze": Entry(["classifier.bias"], trainable),
     "adaptation:lora.rank": Entry(4, trainable, before=LORA),
     "adaptation:lora.alpha": Entry(64.0, losses, before=LORA),
     "adaptation:lora.dropout": Entry(0.6, losses, before=LORA),
@@ -250,8 +258,8 @@ TABLE: dict[str, Entry] = {
     "adaptation:p-tuning.layers": Entry(1, trainable, before=LSTM),
     "adaptation:p-tuning.dropout": Entry(0.5, losses, before=LSTM),
     "adaptation:peft.tuner": Entry("vera", trainable),
-    "adaptation:peft.settings": Entry({"init_r": 4}, trainable),
-    "objective": Entry("squared-error", losses),
+    "adaptation:peft.settings": Entry({"init_r": 16}, trainable),
+    "objective": Entry("squared-error", losses, refused="objective-mismatch"),
     "objective:cross-entropy.label_smoothing": Entry(0.3, losses),
     "objective:binary-cross-entropy.label_smoothing": Entry(0.3, losses, before=TAGS),
     "objective:sft.label_smoothing": Entry(0.3, losses, "talks"),
@@ -264,9 +272,9 @@ TABLE: dict[str, Entry] = {
     "regulariser:r-drop.strength": Entry(50.0, losses, before={"model.name": "@lively-bert"}),
     "regulariser:swa.start": Entry(0.0, deployed),
     "regulariser:swa.every": Entry(3, deployed, before={"regulariser:swa.start": 0.0}),
-    "source": Entry("nonsense", batches),
+    "source": Entry("nonsense", batches, refused="kind-unknown"),
     "source:dataset.shuffle": Entry(False, batches),
-    "optimizer": Entry("nonsense", groups),
+    "optimizer": Entry("nonsense", groups, refused="kind-unknown"),
     "optimizer:*.lr": Entry(0.01, groups),
     "optimizer:*.lr_new": Entry(0.05, groups),
     "optimizer:*.layer_decay": Entry(0.5, groups),
@@ -300,8 +308,8 @@ TABLE: dict[str, Entry] = {
     "schedule:plateau.shrink": Entry(0.9, rates_watched, before=STILL),
     "schedule:plateau.threshold": Entry(0.0, rates_watched, before=STILL),
     "schedule:slanted-triangular.ratio": Entry(2.0, rates),
-    "engine": Entry("nonsense", device),
-    "engine:local.device": Entry("cuda", device),
+    "engine": Entry("nonsense", device, refused="kind-unknown"),
+    "engine:local.device": Entry("cuda", device, refused=None if torch.cuda.is_available() else "no-gpu"),
     "engine:local.threads": Entry(2, threads),
     "train.epochs": Entry(4, total, before={"train.max_steps": None}),
     "train.max_steps": Entry(5, total),
@@ -447,6 +455,11 @@ def seen(values: dict[str, Any], entry: Entry) -> Any:
         return "refused", [problem.code for problem in error.problems]
 
 
+def refusals(found: Any) -> set[str]:
+    """The codes by which a recipe was refused, if it was."""
+    return set(found[1]) if isinstance(found, tuple) and found[0] == "refused" else set()
+
+
 def entry_name(key: str) -> str:
     """The table's name for a key: its own, or one with ``*`` for the kind where every kind of the axis has it."""
     axis, _, rest = key.partition(":")
@@ -474,8 +487,9 @@ def test_every_key_shows(key: str, shelf: Path, hub: None) -> None:
     try:
         found = seen(values, entry)
         assert found == seen(values, entry), "what is looked at must not change by itself"
-        assert found[0] != "refused" if isinstance(found, tuple) else True, found
-        assert seen(changed, entry) != found
+        assert not refusals(found)
+        after = seen(changed, entry)
+        assert after != found and refusals(after) == ({entry.refused} if entry.refused else set())
     finally:
         torch.set_num_threads(before)
 

@@ -153,7 +153,8 @@ def test_heads_of_other_widths_get_networks_of_their_own(tiny_bert: Path, topics
 
 def test_what_mixes_and_what_does_not(tiny_llama: Path, chat_jsonl: Path) -> None:
     run, bf16 = tuned(tiny_llama, chat_jsonl, 1), tuned(tiny_llama, chat_jsonl, 2, train={"precision": "bf16"})
-    assert obstacles(run.folder) == []
+    recipe = parse_recipe(run.recipe)
+    assert obstacles(run.folder, recipe) == []
     assert isinstance(open_adapters([adapter(run), adapter(bf16)]), Apart), "one network has one precision"
     low = cast(Mixed, open_adapters([adapter(bf16)]))
     dtypes = {name.split(".")[-3]: p.dtype for name, p in low._policy.network.named_parameters() if "q_proj" in name}
@@ -161,10 +162,10 @@ def test_what_mixes_and_what_does_not(tiny_llama: Path, chat_jsonl: Path) -> Non
     config = run.folder / "model" / "adapter_config.json"
     for name, value in (("use_dora", True), ("init_lora_weights", "pissa"), ("bias", "all"), ("peft_type", "IA3")):
         config.write_text(json.dumps({**settings(run.folder), name: value}))
-        assert obstacles(run.folder) == (["IA3"] if name == "peft_type" else [name])
+        assert obstacles(run.folder, recipe) == (["IA3"] if name == "peft_type" else [name])
         config.write_text(json.dumps({**settings(run.folder), name: getattr(LoraConfig(), name)}))
     config.write_text(json.dumps({**settings(run.folder), "peft_type": "LORA", "use_rslora": True}))
-    assert obstacles(run.folder) == []
+    assert obstacles(run.folder, recipe) == []
 
 
 def test_a_head_of_several_modules_does_not_mix() -> None:
@@ -181,7 +182,7 @@ def test_rows_are_answered_by_the_adapter_that_they_name(tiny_bert: Path, topics
     one, other = tuned(tiny_bert, topics_csv, 1), tuned(tiny_bert, topics_csv, 2)
     asked = tmp_path / "asked.jsonl"
     stack = f"{one.id}+{other.id}"
-    wanted = [other.id[:6], None, one.id, stack]
+    wanted = [other.id[:6], None, one.id[:6], f"{one.id}+{other.id[:4]}"]
     asked.write_text("".join(json.dumps({"text": "rain is", "adapter": name}) + "\n" for name in wanted))
     found = list(predict(one.id, ["soup"], asked, False, [other.id, stack]))
     everyone = [one.id, other.id, stack]
@@ -201,6 +202,10 @@ def test_a_conversation_goes_on_with_another_adapter(tiny_llama: Path, chat_json
     first = talk.say("is there rain here").tuned
     talk.switch(other.id[:5])
     assert talk.adapter == other.id
+    beside = conversation(other.id, False, [f"{one.id}+{other.id}", one.id])
+    for begun, name in ((one.id[:5], one.id), (f"{one.id}+", f"{one.id}+{other.id}")):
+        beside.switch(begun)
+        assert beside.adapter == name
     second = talk.say("soup please").tuned
     told = [
         {"role": "user", "content": "is there rain here"},

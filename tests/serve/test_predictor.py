@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 
+import trial
+from onsa.adaptations.base import SoftPrompt
 from onsa.models.heads import Head
 from onsa.models.load import load
 from onsa.models.policy import Policy
 from onsa.programs.predict import predict
-from onsa.serve.predictor import Predictor, load_run
+from onsa.serve.predictor import MODEL, Predictor, load_run
+from onsa.spec import registry
 from onsa.spec.errors import DataError
 from onsa.spec.recipe import Recipe, parse_recipe
 from onsa.spec.sections import Model
@@ -25,6 +28,7 @@ from onsa.tasks.text_classification import TextClassification
 from onsa.tasks.text_generation import TextGeneration
 
 LABELS = ("food", "weather")
+SOFT = [kind for kind in registry.kinds("adaptation") if issubclass(registry.load("adaptation", kind), SoftPrompt)]
 Make = Callable[..., Predictor]
 
 
@@ -74,6 +78,17 @@ def test_rows_are_read_to_the_end_of_the_context(tiny_bert: Path, tiny_llama: Pa
     wordy = resolved(tiny_llama, {"kind": "chat"}, evaluate={"max_new_tokens": 1000})
     found = load_run(tmp_path, wordy, tuned=False)
     assert (found.max_length, found.max_new_tokens) == (128, 128), "a prompt keeps half of the context"
+
+
+@pytest.mark.parametrize("kind", SOFT)
+def test_virtual_tokens_take_of_what_is_read(kind: str, tiny_bert: Path, topics_csv: Path, tmp_path: Path) -> None:
+    prepared = trial.ready(tiny_bert, topics_csv, adaptation={"kind": kind, "tokens": 10})
+    session = trial.opened(prepared)
+    prepared.adaptation.save(trial.network(session), prepared.tokenizer, tmp_path / MODEL)
+    found = load_run(tmp_path, prepared.recipe)
+    assert found.max_length == 64 - 10 and load_run(tmp_path, prepared.recipe, tuned=False).max_length == 64
+    (answer,) = found.predict(["rain " * 200])
+    assert answer["label"] in ("weather", "food", "music")
 
 
 def test_texts_are_normalised_as_in_training(serve: Make, tiny_bert: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from onsa.models.blocks import untie
+from onsa.models.blocks import head_modules, untie
 from onsa.models.heads import Head
 from onsa.models.load import first_line, quiet
 from onsa.models.names import matching
@@ -25,6 +26,7 @@ from onsa.models.quantize import is_quantised
 from onsa.spec.component import Component
 from onsa.spec.errors import ModelError, OnsaError, RecipeError
 
+TIES = "ensure_weight_tying"  # PEFT's setting that keeps embeddings and the output layer one weight
 RATE_WIDTH = 384  # the width of hidden states at which rates of whole matrices are stated
 
 
@@ -43,7 +45,8 @@ class Adaptation(Component):
     resolved recipe falls back to.
 
     freeze: patterns of parameter names that never train, such as ``*.layers.0.*``, a module's path, or ``embeddings``.
-    unfreeze: patterns of the base's parameters that train in addition.
+    unfreeze: patterns of the base's parameters that train in addition; beside PEFT's methods these are whole modules,
+        which are then not adapted.
     """
 
     adapter: ClassVar[bool]
@@ -201,9 +204,13 @@ class PeftAdapter(Adaptation):
             config = self.config(network, train, total)
         config.task_type = TaskType.SEQ_CLS if head is Head.ROWS else TaskType.CAUSAL_LM
         # PEFT trains and saves a new classification head by itself; what else trains is named to it.
-        owners = sorted({name.rpartition(".")[0] for name in train})
+        owners = whole_modules(network, head, train)
         if owners:
             config.modules_to_save = owners
+        if tied_owner(network, owners):
+            if not any(field.name == TIES for field in fields(config)):
+                raise RecipeError.of("unfreeze-unties", key="adaptation.unfreeze", adaptation=self.method())
+            setattr(config, TIES, True)
         with hushed(), self.refusing():
             adapted: nn.Module = get_peft_model(network, config)
         return adapted
@@ -277,6 +284,35 @@ class SoftPrompt(PeftAdapter):
         adapted = super().adapt(network, head, train, total)
         self.rehearse(adapted)  # not every network takes embeddings, or keys and values
         return adapted
+
+
+def whole_modules(network: nn.Module, head: Head, train: frozenset[str]) -> list[str]:
+    """The modules that PEFT is to train whole, for some parameters to train; none of them lies in another.
+
+    Raises:
+        RecipeError: they hold more than these parameters, or what is quantised.
+    """
+    parts = [name for name, _ in head_modules(network)] if head is Head.ROWS else []
+    inside = {name.rpartition(".")[0] for name in train}
+    # A row head is one copy, also where it has several layers: of copies within copies PEFT trains none.
+    found = {next((part for part in parts if f"{name}.".startswith(f"{part}.")), name) for name in inside}
+    owners = sorted(name for name in found if not any(name.startswith(f"{other}.") for other in found))
+    for owner in owners:
+        held = {f"{owner}.{name}": p for name, p in network.get_submodule(owner).named_parameters()}
+        if any(map(is_quantised, held.values())):
+            raise RecipeError.of("unfreeze-quantised", key="adaptation.unfreeze")
+        if owner not in parts and not held.keys() <= train:
+            raise RecipeError.of("unfreeze-partial", key="adaptation.unfreeze", value=owner)
+    return owners
+
+
+def tied_owner(network: Any, owners: Iterable[str]) -> bool:
+    """Whether one of some modules is the input embeddings, whose weight the output layer shares."""
+    output = network.get_output_embeddings()
+    if output is None or output.weight is not network.get_input_embeddings().weight:
+        return False
+    held = (part for name in owners for part in network.get_submodule(name).modules())
+    return any(part is network.get_input_embeddings() for part in held)
 
 
 @contextmanager

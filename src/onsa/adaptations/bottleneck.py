@@ -34,7 +34,8 @@ class Bottleneck(Adaptation):
     """Train ``h + up(f(down(h)))`` in each block of a frozen base; ``up`` starts at zero, so step zero equals the base.
 
     variant: ``houlsby`` puts one after each attention and one after the feed-forward part (Houlsby et al. 2019, section
-        2.1), ``pfeiffer`` after the feed-forward part only (Pfeiffer et al. 2020); both before the residual is added.
+        2.1), ``pfeiffer`` after the feed-forward part only, where Pfeiffer et al. 2020 put theirs. In both, the
+        result is adapted before the block's residual is added, as in Houlsby et al. (in Pfeiffer et al. behind it).
     reduction: how many times narrower than the block's stream the inside is.
     activation: the function f.
     dropout: on the values inside.

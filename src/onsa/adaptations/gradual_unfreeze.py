@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Annotated, ClassVar
+from weakref import WeakKeyDictionary
 
 from pydantic import Field
 from torch import nn
@@ -13,6 +14,10 @@ from onsa.models.blocks import blocks, depths
 from onsa.models.heads import Head
 from onsa.models.names import matching
 from onsa.spec.errors import RecipeError
+
+Places = tuple[int, list[tuple[nn.Parameter, int]]]
+# Depths take a walk through all modules, and every step asks for them.
+KNOWN: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], Places]] = WeakKeyDictionary()
 
 
 class GradualUnfreeze(WholeModel):
@@ -40,11 +45,19 @@ class GradualUnfreeze(WholeModel):
         return narrowed(self.rates[head], width)
 
     def before_step(self, network: nn.Module, step: int, total: int) -> None:
-        depth, top = depths(network)
+        known = KNOWN.setdefault(network, {})
+        if self.freeze not in known:
+            known[self.freeze] = self._places(network)
+        top, places = known[self.freeze]
         lowest = self.lowest(top, step, total)
+        for parameter, depth in places:
+            parameter.requires_grad_(depth >= lowest)
+
+    def _places(self, network: nn.Module) -> Places:
+        """The greatest depth, and what is not frozen by name with its depth."""
+        depth, top = depths(network)
         frozen = matching(network, self.freeze, "adaptation.freeze")
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(depth(name) >= lowest and name not in frozen)
+        return top, [(p, depth(name)) for name, p in network.named_parameters() if name not in frozen]
 
     def lowest(self, top: int, step: int, total: int) -> int:
         """The lowest depth that trains at a step: the greatest one (the head) at first, 0 (embeddings) in the end."""

@@ -8,7 +8,8 @@ from torch import nn
 
 from onsa.adaptations.base import PeftAdapter
 from onsa.models.heads import Head
-from onsa.models.targets import targeted
+from onsa.models.targets import adaptable, targeted
+from onsa.spec.errors import RecipeError
 
 
 class Ia3(PeftAdapter):
@@ -32,6 +33,9 @@ class Ia3(PeftAdapter):
         from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING as ALL
 
         model = network.config.model_type  # type: ignore[union-attr]  # a transformers model
+        if self.targets is None and model not in ALL:
+            choices = ", ".join(sorted({place.rpartition(".")[2] for place in adaptable(network, train)}))
+            raise RecipeError.of("targets-needed", key="adaptation.targets", model=model, choices=choices)
         inputs = tuple(INPUTS.get(model, ()))
         targets = self.targets if self.targets is not None else tuple(n for n in ALL.get(model, ()) if n not in inputs)
         feedforward = self.feedforward if self.feedforward is not None else inputs

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from onsa.adaptations.base import PeftAdapter, hushed
 from onsa.models.heads import Head
 from onsa.models.lowering import base_network
-from onsa.models.quantize import rounding_lost
+from onsa.models.quantize import is_quantised, rounding_lost
 from onsa.models.targets import WITH_DATA, adaptable, matches, targeted
 from onsa.spec.errors import ModelError, RecipeError
 
@@ -92,6 +92,8 @@ class Lora(PeftAdapter):
     def config(self, network: nn.Module, train: frozenset[str], total: int) -> Any:
         from peft import LoraConfig
 
+        if self._moves_base() and any(map(is_quantised, network.parameters())):
+            raise RecipeError.of("init-quantised", key="adaptation.init", value=self.init)
         everything = self.targets in ("all-linear", ("all-linear",))
         left_out = (self.exclude,) if isinstance(self.exclude, str) else self.exclude
         fit = adaptable(network, train)

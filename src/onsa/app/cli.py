@@ -117,12 +117,14 @@ def lr_find(
     """Find a learning rate: it grows from step to step on a copy that is thrown away, and the loss is watched."""
     from onsa.app.console import emit, err, out
     from onsa.app.show import rate_found
-    from onsa.programs.lr_find import Sweep, write_plot
+    from onsa.programs.lr_find import Sweep, place_for_plot, write_plot
     from onsa.programs.lr_find import lr_find as find
 
+    to = to or recipe.with_suffix(".lr-find.html")
     with _recipe(recipe, overrides) as read:
+        place_for_plot(to)
         found = find(read, Sweep(*between, steps), err().print)
-    plotted = write_plot(found, to or recipe.with_suffix(".lr-find.html"))
+    plotted = write_plot(found, to)
     if json:
         emit({**found.document(), "plot": str(plotted)})
     else:

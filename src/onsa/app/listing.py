@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onsa.app.console import table
+from onsa.evaluate.wording import metric_name
 from onsa.spec.messages import say
 from onsa.store.run import Run
 
@@ -42,7 +43,7 @@ def run_table(found: Sequence[Run]) -> Any:
             run.task,
             run.model,
             Path(run.data).name,
-            _result(run.summary),
+            result(run.summary),
             run.created.astimezone().strftime("%Y-%m-%d %H:%M"),
         )
         for run in found
@@ -50,11 +51,12 @@ def run_table(found: Sequence[Run]) -> Any:
     return table(names, rows)
 
 
-def _result(summary: dict[str, Any]) -> str:
+def result(summary: Mapping[str, Any]) -> str:
+    """The headline metric of a run, of its base and tuned, where it has one."""
     if summary.get("tuned") is None:
         return ""
     base = f"{summary['base']:.3f} → " if summary.get("base") is not None else ""
-    return f"{summary['metric']} {base}{summary['tuned']:.3f}"
+    return f"{metric_name(summary['metric'])} {base}{summary['tuned']:.3f}"
 
 
 def show_methods(console: Console, measured: Measured) -> None:

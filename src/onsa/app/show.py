@@ -77,7 +77,8 @@ def rate_found(console: Console, found: Found, plotted: Path) -> None:
     names = [say("lr-find-suggestion"), say("lr-find-steepest"), say("lr-find-tenth"), say("lr-find-steps")]
     row = [rate_words(rate) for rate in (found.suggestion, found.steepest, found.tenth)]
     console.print(table(names, [[*row, len(found.rates)]], right=(0, 1, 2, 3)))
-    console.print(say("lr-find-set", setting=f"--set {found.document()['set']}"), soft_wrap=True)
+    setting = " ".join(f"--set {override}" for override in found.overrides)
+    console.print(say("lr-find-set", setting=setting), soft_wrap=True)
     console.print(say("lr-find-plot", path=plotted), soft_wrap=True)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from onsa.app.console import table
+from onsa.app.console import show_problems, table
+from onsa.app.listing import result
 from onsa.evaluate.wording import metric_name, short, signed, storage
 from onsa.spec.messages import say
 
@@ -25,7 +26,7 @@ def show_families(console: Console, found: Sequence[dict[str, Any]]) -> None:
         console.print(say("adapters-base", base=family["base"], sha256=family["sha256"][:8]), style="bold")
         names = ["id", *(say(code) for code in ("runs-task", "adapters-method", "runs-result", "adapters-size"))]
         rows = [
-            (entry["id"], entry["task"], _method(entry), _result(entry), storage(entry["bytes"]))
+            (entry["id"], entry["task"], _method(entry), result(entry), storage(entry["bytes"]))
             for entry in family["adapters"]
         ]
         console.print(table([*names, say("runs-created")], _dated(rows, family), right=(4,)))
@@ -44,6 +45,7 @@ def show_merge(console: Console, made: Merged) -> None:
 def show_fold(console: Console, folded: Folded) -> None:
     """The largest difference of logits, and every metric, folded against apart."""
     console.print(say("fold-made", folder=folded.folder), style="bold", soft_wrap=True)
+    show_problems(console, folded.problems)
     apart = f"{folded.apart:.2g}"
     console.print(say("fold-logits", apart=apart, rows=folded.rows, logits=f"{folded.logits:,}"), soft_wrap=True)
     rows = [
@@ -61,13 +63,6 @@ def _dated(rows: Sequence[tuple[str, ...]], family: dict[str, Any]) -> list[tupl
 
 def _method(entry: dict[str, Any]) -> str:
     return f"{entry['method']} ({' + '.join(entry['parents'])})" if entry["parents"] else entry["method"]
-
-
-def _result(entry: dict[str, Any]) -> str:
-    if entry["tuned"] is None:
-        return ""
-    base = f"{entry['base']:.3f} → " if entry["base"] is not None else ""
-    return f"{metric_name(entry['metric'])} {base}{entry['tuned']:.3f}"
 
 
 def _side(side: Side) -> tuple[str, ...]:

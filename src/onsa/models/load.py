@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from onsa.spec.errors import ModelError
 from onsa.spec.extras import hush
 from onsa.spec.sections import Model
 
+hush("bitsandbytes")  # PEFT and transformers import it wherever it is installed
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # a masked model sees the answer on both sides of it
 DROPOUT_FIELDS = ("classifier_dropout", "seq_classif_dropout", "cls_dropout", "classifier_dropout_prob")
 
@@ -97,7 +98,6 @@ def load(folder: Path, model: Model, head: Head, labels: tuple[str, ...], proble
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    hush("bitsandbytes")  # PEFT imports it wherever it is installed
     tokenizer = load_tokenizer(folder, model)
     torch.manual_seed(seed)
     settings: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
@@ -180,9 +180,8 @@ def hold_in(network: nn.Module, precision: str, device: torch.device) -> None:
     frozen = torch.bfloat16 if precision == "bf16" else torch.float32
     quantize.settle(network, frozen)
     for name, parameter in network.named_parameters():
-        if quantize.is_quantised(parameter):  # its scales move with it, so it is replaced as a whole
-            owner, _, leaf = name.rpartition(".")
-            network.get_submodule(owner)._parameters[leaf] = cast(nn.Parameter, parameter.to(device))
+        if quantize.is_quantised(parameter):
+            quantize.move(network.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], device)
             continue
         dtype = torch.float32 if parameter.requires_grad else frozen
         parameter.data = parameter.data.to(device=device, dtype=dtype)

@@ -58,6 +58,18 @@ def is_quantised(parameter: Any) -> bool:
     return not parameter.is_floating_point()
 
 
+def move(owner: Any, name: str, device: torch.device) -> None:
+    """Put a quantised parameter of a module on a device. Its scales move with it, so it is replaced as a whole."""
+    parameter = getattr(owner, name)
+    if parameter.device == device:
+        return
+    moved = parameter.to(device)
+    state = getattr(owner, "state", None)
+    if state is not None and state.SCB is not None:  # int8's scales lie in the module once it has multiplied
+        moved.SCB = state.SCB.to(device)
+    setattr(owner, name, moved)
+
+
 def rounding_lost(network: Any, weights: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """What 4 bits took from matrices: the weights in the base's files less those held, with the modules' names, fp32.
 

@@ -34,7 +34,8 @@ def targeted(network: nn.Module, given: Names, train: frozenset[str], key: str) 
     found: set[str] = set()
     said: list[str] = []
     for name in (given,) if isinstance(given, str) else given:
-        matched = {place for place, _ in network.named_modules() if matches(name, place)}
+        places = (place for place, _ in network.named_modules() if matches(name, place))
+        matched = {place for place in places if f"{place}.weight" not in train}  # what trains itself is not adapted
         said += sorted(matched & fit.keys()) if is_expression(name) else [name]
         # An expression means what it can; a name must not stand for a module that PEFT cannot adapt.
         if not matched & fit.keys() or not (is_expression(name) or matched <= fit.keys()):

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from onsa.evaluate.document import read_document
+from onsa.models.fetch import Located, locate
 from onsa.programs.report import METRICS
 from onsa.serve.adapters import CONFIG, Adapter, obstacles, settings
 from onsa.serve.predictor import MODEL
-from onsa.spec.errors import StoreError
+from onsa.spec.errors import Problem, StoreError
 from onsa.spec.recipe import Recipe, parse_recipe
 from onsa.store.run import Run, State
 from onsa.store.runs import Store
@@ -48,6 +49,16 @@ def is_adapter(run: Run) -> bool:
 def base_hash(run: Run) -> str:
     """The SHA-256 of the base's weights that a run was measured with."""
     return read_document(run.folder / METRICS)["model"]["sha256"]
+
+
+def check_base(run: Run, base: Located) -> None:
+    """Make sure that a base, as it is now, is the one that a run was measured with.
+
+    Raises:
+        StoreError: its weights are others.
+    """
+    if base.sha256 != base_hash(run):
+        raise StoreError.of("run-base-changed", file=run.id, base=run.model, folder=base.folder)
 
 
 def stored_bytes(run: Run) -> int:
@@ -86,10 +97,11 @@ def adapters(refs: Sequence[str]) -> dict[str, Adapter]:
     """What references mean, each a run or a stack of runs joined by ``+``.
 
     Raises:
-        StoreError: as :func:`find_adapters`, or a stack of adapters that cannot be added up.
+        StoreError: as :func:`find_adapters`, a base that has changed, or a stack of adapters that cannot be added up.
     """
     parts = {ref: ref.split(STACK) if is_stack(ref) else [ref] for ref in refs}
-    find_adapters([part for several in parts.values() for part in several])
+    for run in find_adapters([part for several in parts.values() for part in several]):
+        check_base(run, locate(parse_recipe(run.recipe).model))
     named = {}
     for ref, several in parts.items():
         runs = find_adapters(several)
@@ -104,18 +116,26 @@ def composable(runs: Iterable[Run]) -> list[Task]:
     """The tasks of runs whose adapters can become one.
 
     Raises:
-        StoreError: one is not LoRA in its plain form, or their heads or what else they train do not fit each other.
+        StoreError: one is not LoRA in its plain form, or their heads, what else they train, or how they hold the base
+            do not fit each other.
     """
     tasks: list[tuple[Run, Task]] = []
     copied: set[tuple[str, ...]] = set()
+    held: dict[str, Run] = {}
     for run in runs:
-        if unlike := obstacles(run.folder):
+        recipe = parse_recipe(run.recipe)
+        if unlike := obstacles(run.folder, recipe):
             raise StoreError.of("adapter-not-plain", file=run.id, settings=", ".join(unlike))
         copied.add(tuple(sorted(set(settings(run.folder).get("modules_to_save") or ()))))
         if len(copied) > 1:
             names = sorted(set(chain(*copied)))
             raise StoreError.of("adapters-copies-differ", file=run.id, modules=", ".join(names))
-        tasks.append((run, cast(Task, parse_recipe(run.recipe).task)))
+        held.setdefault(recipe.model.quantize or "null", run)
+        if len(held) > 1:
+            (usual, holder), (value, _) = held.items()
+            values = {"value": value, "first": holder.id, "first_value": usual}
+            raise StoreError(Problem("adapters-quantised-unlike", values, file=run.id))
+        tasks.append((run, cast(Task, recipe.task)))
     first, task = tasks[0]
     for run, other in tasks[1:]:
         if (task.head, task.outputs, task.hf_problem) != (other.head, other.outputs, other.hf_problem):

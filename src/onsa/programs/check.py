@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from onsa.programs.forecast import Forecast, adapted, forecast, timed
+from onsa.programs.forecast import Forecast, adapted, forecast, timed, work
 from onsa.programs.preflight import view
 from onsa.programs.prepare import Prepared, prepare
 from onsa.spec.errors import Level, MachineError, Problem
@@ -54,7 +54,7 @@ def check(recipe: Recipe, timing: bool = True, rows: int = 3, progress: Callable
     """Preflight a recipe, forecast its cost, and show some rows as tokens.
 
     Args:
-        timing: run a few real steps on a throw-away session to forecast the time.
+        timing: run a few real steps on the throw-away session to forecast the time.
         rows: training rows to show.
         progress: is told about downloads and conversions of the base.
 
@@ -66,7 +66,8 @@ def check(recipe: Recipe, timing: bool = True, rows: int = 3, progress: Callable
     seen = forecast(prepared, network)
     problem = seen.problem()
     problems = (*prepared.problems, problem) if problem else prepared.problems
-    if timing and (problem is None or problem.level is not Level.ERROR):
-        seen = timed(prepared, loaded, network, seen)
+    if problem is None or problem.level is not Level.ERROR:
+        session = prepared.engine.open(work(prepared, loaded, network))  # which refuses what this network cannot do
+        seen = timed(prepared, session, seen) if timing else seen
     views = [view(example, prepared.tokenizer) for example in prepared.examples["train"][:rows]]
     return Checked(prepared, seen, problems, views)

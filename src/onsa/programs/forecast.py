@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from onsa.engine.batches import micro_batches
-from onsa.engine.sessions.base import Work
+from onsa.engine.sessions.base import Session, Work
+from onsa.models.blocks import depths
 from onsa.models.heads import Head
 from onsa.models.load import Loaded, load
 from onsa.models.quantize import count, held_bytes, is_quantised
@@ -95,7 +96,8 @@ def work(prepared: Prepared, loaded: Loaded, network: nn.Module) -> Work:
 
 def forecast(prepared: Prepared, network: nn.Module) -> Forecast:
     """Memory from counting; no step is run."""
-    bf16 = prepared.recipe.train.precision == "bf16"
+    recipe = prepared.recipe
+    bf16, state = recipe.train.precision == "bf16", cast(Optimizer, recipe.optimizer).state_bytes
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     quantised = [p for p in network.parameters() if is_quantised(p)]
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad and not is_quantised(p))
@@ -103,12 +105,16 @@ def forecast(prepared: Prepared, network: nn.Module) -> Forecast:
     width, layers = int(config.get("hidden_size", 768)), int(config.get("num_hidden_layers", 12))
     inner = int(config.get("intermediate_size", 4 * width))
     rows, longest, predictions = _largest(prepared)
+    longest += prepared.adaptation.places()
+    layers = _kept_blocks(prepared, network, layers)
+    regularisers = cast(tuple[Regulariser, ...], recipe.regulariser)
     value = 2 if bf16 else 4
     # Norms and the residual stream stay in fp32 under autocast; the feed-forward part's inner values do not.
     activations = rows * longest * layers * (KEPT_VECTORS * width * 4 + 3 * inner * value)
     activations += rows * int(config.get("num_attention_heads", 12)) * longest * longest * layers * value
     if prepared.task.head is Head.TOKENS:
         activations += predictions * int(config.get("vocab_size", 0)) * 3 * 4
+    activations *= max((regulariser.passes for regulariser in regularisers), default=1)
     if prepared.plan.device == "cuda":
         free = torch.cuda.mem_get_info()[0]
     else:
@@ -117,7 +123,7 @@ def forecast(prepared: Prepared, network: nn.Module) -> Forecast:
         weights=sum(map(held_bytes, quantised))
         + frozen * value
         + trainable * (6 if bf16 else 4),  # autocast keeps a bf16 copy of what trains
-        training=trainable * (4 + cast(Optimizer, prepared.recipe.optimizer).state_bytes),  # a gradient and a state
+        training=trainable * (4 + state + 4 * sum(r.copies for r in regularisers)),  # a gradient, a state, and copies
         activations=activations,
         runtime=RUNTIME_BYTES,
         free=free,
@@ -126,9 +132,8 @@ def forecast(prepared: Prepared, network: nn.Module) -> Forecast:
     )
 
 
-def timed(prepared: Prepared, loaded: Loaded, network: nn.Module, seen: Forecast, steps: int = 3) -> Forecast:
+def timed(prepared: Prepared, session: Session, seen: Forecast, steps: int = 3) -> Forecast:
     """The forecast with its seconds, from a few real steps on a session that is thrown away."""
-    session = prepared.engine.open(work(prepared, loaded, network))
     objective = cast(Objective, prepared.recipe.objective)
     spent: list[float] = []
     tokens = 0
@@ -142,6 +147,15 @@ def timed(prepared: Prepared, loaded: Loaded, network: nn.Module, seen: Forecast
     rate = tokens / sum(spent) if len(spent) == 1 else (tokens * len(counted) / len(spent)) / sum(counted)
     seconds = prepared.total * sum(counted) / len(counted)
     return Forecast(**{**vars(seen), "seconds": seconds, "tokens_a_second": rate})
+
+
+def _kept_blocks(prepared: Prepared, network: nn.Module, layers: int) -> int:
+    """The blocks whose inner values a backward pass needs: from the lowest one that trains on, and at least one."""
+    depth, top = depths(network)
+    lowest = min(depth(name) for name, parameter in network.named_parameters() if parameter.requires_grad)
+    if top == 1 or prepared.adaptation.places():  # no blocks are known, or what trains lies in front of them
+        return layers
+    return min(layers, max(1, top - lowest))
 
 
 def _largest(prepared: Prepared) -> tuple[int, int, int]:

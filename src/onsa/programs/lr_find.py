@@ -26,7 +26,7 @@ from onsa.sources.base import Cursor
 from onsa.spec.errors import Level, MachineError, RecipeError, TrainingError
 from onsa.spec.messages import say
 from onsa.spec.recipe import Recipe
-from onsa.store.atomic import write_text
+from onsa.store.atomic import ready_folder, write_text
 
 KEPT = 0.9  # share of the smoothed loss that stays from step to step
 DIVERGED = 4.0  # times the least smoothed loss, from which the sweep goes no further
@@ -67,6 +67,7 @@ class Found:
     rates, losses, smooth: of each step; ``smooth`` is the running mean of the losses, corrected for its start.
     steepest: the rate where the loss falls fastest; ``tenth``: a tenth of the rate at its minimum.
     diverged: the sweep ended before its last step.
+    ratio_new: the rate of what the base does not have, over that of the rest; nothing where none of it trains.
     """
 
     model: str
@@ -76,15 +77,24 @@ class Found:
     steepest: float
     tenth: float
     diverged: bool
+    ratio_new: float | None
 
     @property
     def suggestion(self) -> float:
         """The more careful of the two, in two digits."""
         return float(f"{min(self.steepest, self.tenth):.1e}")
 
+    @property
+    def overrides(self) -> list[str]:
+        """What sets the suggested rates in the recipe; both keep the ratio that they had in the sweep."""
+        rates = {"lr": self.suggestion}
+        if self.ratio_new is not None:
+            rates["lr_new"] = self.suggestion * self.ratio_new
+        return [f"optimizer.{name}={rate:g}" for name, rate in rates.items()]
+
     def document(self) -> dict[str, Any]:
         """The whole as plain JSON values."""
-        return {**vars(self), "suggestion": self.suggestion, "set": f"optimizer.lr={self.suggestion:g}"}
+        return {**vars(self), "suggestion": self.suggestion, "set": self.overrides}
 
 
 def lr_find(recipe: Recipe, sweep: Sweep, progress: Callable[[str], None] | None = None) -> Found:
@@ -102,9 +112,29 @@ def lr_find(recipe: Recipe, sweep: Sweep, progress: Callable[[str], None] | None
     prepared = _lasting(prepare(recipe, progress), sweep.steps)
     if progress is not None:
         progress(say("lr-find-begins", steps=sweep.steps, low=f"{sweep.low:g}", high=f"{sweep.high:g}"))
-    rates, losses, smooth = _swept(prepared, sweep)
+    rates, losses, smooth, new = _swept(prepared, sweep)
     steepest, tenth = suggest(rates, smooth)
-    return Found(prepared.recipe.model.name, rates, losses, smooth, steepest, tenth, len(rates) < sweep.steps)
+    return Found(
+        model=prepared.recipe.model.name,
+        rates=rates,
+        losses=losses,
+        smooth=smooth,
+        steepest=steepest,
+        tenth=tenth,
+        diverged=len(rates) < sweep.steps,
+        ratio_new=_ratio(prepared.recipe) if new else None,
+    )
+
+
+def place_for_plot(to: Path) -> None:
+    """Make sure, before a sweep, that its plot can be written.
+
+    Raises:
+        MachineError: there is a folder of this name, or that for it cannot be made or written.
+    """
+    if to.is_dir():
+        raise MachineError.of("plot-is-folder", file=str(to))
+    ready_folder(to.parent)
 
 
 def write_plot(found: Found, to: Path) -> Path:
@@ -134,8 +164,14 @@ def _lasting(prepared: Prepared, steps: int) -> Prepared:
     return replace(prepared, recipe=prepared.recipe.model_copy(update={"train": train}), total=steps)
 
 
-def _swept(prepared: Prepared, sweep: Sweep) -> tuple[list[float], list[float], list[float]]:
-    """Rates, losses and smoothed losses, up to where the loss runs away."""
+def _ratio(recipe: Recipe) -> float:
+    optimizer = cast(Optimizer, recipe.optimizer)
+    assert optimizer.lr is not None and optimizer.lr_new is not None, "a resolved recipe has both rates"
+    return optimizer.lr_new / optimizer.lr
+
+
+def _swept(prepared: Prepared, sweep: Sweep) -> tuple[list[float], list[float], list[float], bool]:
+    """Rates, losses and smoothed losses, up to where the loss runs away; and whether anything new trains."""
     lr = cast(Optimizer, prepared.recipe.optimizer).lr
     assert lr is not None, "a resolved recipe has a learning rate"
     loaded, network = adapted(prepared)
@@ -148,7 +184,7 @@ def _swept(prepared: Prepared, sweep: Sweep) -> tuple[list[float], list[float], 
     rates: list[float] = []
     losses: list[float] = []
     smooth: list[float] = []
-    mean = 0.0
+    mean, new = 0.0, False
     for examples, at in prepared.source.steps(prepared.feed, Cursor()):
         try:
             batches = micro_batches(examples, prepared.plan, prepared.recipe.train.accumulate)
@@ -158,10 +194,11 @@ def _swept(prepared: Prepared, sweep: Sweep) -> tuple[list[float], list[float], 
             if len(rates) < FEWEST:
                 raise
             break
+        new = "new" in moved.rates
         mean = KEPT * mean + (1 - KEPT) * loss
         rates.append(moved.lr)
         losses.append(loss)
         smooth.append(mean / (1 - KEPT**at.step))
         if not math.isfinite(smooth[-1]) or (len(smooth) > FEWEST and smooth[-1] > DIVERGED * min(smooth)):
             break
-    return rates, losses, smooth
+    return rates, losses, smooth, new

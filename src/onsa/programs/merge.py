@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from onsa.evaluate.bootstrap import intervals, paired_all
-from onsa.evaluate.document import Compared, Range, compared, write_document
+from onsa.evaluate.document import Compared, Range, compared, read_document
 from onsa.models.fetch import locate
 from onsa.models.load import load, quiet
 from onsa.models.shelf import Progress, silent
-from onsa.programs.adapters import composable, find_adapters, full_precision
+from onsa.programs.adapters import check_base, composable, find_adapters, full_precision
 from onsa.programs.history import Told
 from onsa.programs.measure import Measured, document, measure
 from onsa.programs.prepare import Prepared, prepare
@@ -94,13 +94,14 @@ class Merged:
 def merge(refs: Sequence[str], way: Way, name: str | None = None, progress: Progress | None = None) -> Merged:
     """Merge adapters into a new run, which takes the first one's recipe, and measure it on the rows of each.
 
-    The same merge is made once; asked for again, it is given as it is.
+    The same merge is made once; asked for again, it is given as it is, or goes on where it was interrupted.
 
     Args:
         name: the new run's id; digits of its identity where it is not given.
 
     Raises:
-        StoreError: the runs do not fit each other; RecipeError: the method does not fit them.
+        StoreError: the runs do not fit each other, or their base or data have changed; RecipeError: the method does not
+            fit them.
     """
     runs = find_adapters(refs)
     if len(runs) < 2:
@@ -110,10 +111,12 @@ def merge(refs: Sequence[str], way: Way, name: str | None = None, progress: Prog
     identity = hashlib.sha256(json.dumps([[run.identity for run in runs], vars(way)]).encode()).hexdigest()
     with Store() as store:
         found = store.by_identity(identity)
+        named = _name(store, name, found)
+        if found is not None and name not in (None, found.id):
+            (progress or silent)(say("merge-made-already", run=found.id))
         if found is not None and found.state is State.FINISHED:
             return Merged(found, json.loads((found.folder / PROOF).read_text(encoding="utf-8")))
-        named = _name(store, name)
-        prepared = [prepare(parse_recipe(run.recipe), progress) for run in runs]  # also finds that rows are gone
+        prepared = [_prepared(run, progress) for run in runs]
         made, told = _made(runs, way, prepared[0].recipe)
         recipe = _recipe(runs[0], made.peft_config[MERGED])
         first = runs[0]
@@ -182,6 +185,19 @@ def merged_network(folders: Sequence[Path], way: Way, recipe: Recipe) -> Any:
     return network
 
 
+def _prepared(run: Run, progress: Progress | None) -> Prepared:
+    """A parent with its rows.
+
+    Raises:
+        StoreError: its base or its data are no longer what it was measured with.
+    """
+    prepared = prepare(parse_recipe(run.recipe), progress)
+    check_base(run, prepared.base)
+    if prepared.dataset.sha256 != read_document(run.folder / METRICS)["data"]["sha256"]:
+        raise StoreError.of("run-data-changed", file=run.id, data=run.data)
+    return prepared
+
+
 def _made(runs: Sequence[Run], way: Way, recipe: Recipe) -> tuple[Any, Told]:
     network = merged_network([run.folder for run in runs], way, recipe)
     size = sum(p.numel() for name, p in network.named_parameters() if f".{MERGED}" in name)
@@ -196,12 +212,18 @@ def _recipe(first: Run, config: Any) -> Recipe:
     return parse_recipe({**first.recipe, "adaptation": adaptation})
 
 
-def _name(store: Store, name: str | None) -> str:
+def _name(store: Store, name: str | None, found: Run | None) -> str:
+    """The name for a merge that may have been ``found``, made or begun.
+
+    Raises:
+        StoreError: it cannot be one, or another run has it.
+    """
     if name is None:
         return ""
-    if not name or set(name) - NAME_LETTERS or len(name) > NAME_LENGTH:
+    usable = name and not set(name) - NAME_LETTERS and len(name) <= NAME_LENGTH
+    if not usable or name.startswith("-") or name == "latest":
         raise StoreError.of("run-name-unusable", key="--name", value=name, most=NAME_LENGTH)
-    if any(run.id == name for run in store.list()):
+    if found is None and any(run.id == name for run in store.list()):
         raise StoreError.of("run-name-taken", key="--name", value=name)
     return name
 
@@ -240,7 +262,6 @@ def _proved(store: Store, run: Run, prepared: Prepared, told: Told, parents: _Pa
     write_text(run.folder / PROOF, json.dumps(proof, ensure_ascii=False, indent=1) + "\n")
     write_text(run.folder / RECIPE, prepared.recipe.dump())
     store.add_artifact(run, "proof", run.folder / PROOF)
-    write_document(written, run.folder / METRICS)
     done = publish_run(store, run, written)
     made = {"method": way.method, "parents": [parent.id for parent in parents.runs]}
     store.set_summary(done, {**done.summary, "merge": made})

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from onsa.evaluate.document import Versions
-from onsa.evaluate.wording import decimals, fixed
+from onsa.evaluate.wording import decimals, fixed, metric_name
 from onsa.spec.messages import say
 
 MEASURED = Path(__file__).with_name("methods.json")
@@ -80,7 +79,7 @@ def cells(setting: Setting) -> tuple[list[str], list[list[str]]]:
     base = next((row for row in order if row["method"] == "base"), None)
     rows = [_row(row, base) for row in order]
     used = [place for place, name in enumerate(COLUMNS) if any(row[place] for row in rows)]
-    named = {"metric": setting["metric"]}
+    named = {"metric": metric_name(setting["metric"])}
     heading = [say(f"methods-{COLUMNS[place]}", **(named if COLUMNS[place] == "quality" else {})) for place in used]
     return heading, [[row[place] for place in used] for row in rows]
 
@@ -97,35 +96,6 @@ def caption(setting: Setting) -> str:
         seeds=setting["seeds"],
         precision=setting["precision"],
     )
-
-
-def table_text(setting: Setting) -> str:
-    """A table as aligned lines."""
-    heading, rows = cells(setting)
-    lines = [heading, *rows]
-    widths = [max(len(line[place]) for line in lines) for place in range(len(heading))]
-    padded = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([caption(setting), *padded, ""])
-
-
-def markdown(measured: Measured) -> str:
-    """All tables as Markdown."""
-    found = measured["versions"]
-    said = [
-        f"Measured on {measured['date']} with `{measured['command']}` in {measured['minutes']} minutes: "
-        f"Onsa {found['onsa']}, Python {found['python']}, torch {found['torch']}, "
-        f"transformers {found['transformers']}, PEFT {found['peft']}, {found['platform']}.\n"
-    ]
-    for setting in measured["settings"]:
-        heading, rows = cells(setting)
-        said.append(f"### {caption(setting)}\n")
-        said += [_line(heading), _line(["---"] * len(heading)), *map(_line, rows)]
-        said.append("")
-    return "\n".join(said) + "\n"
-
-
-def _line(texts: Sequence[str]) -> str:
-    return f"| {' | '.join(texts)} |"
 
 
 def _row(row: Method, base: Method | None) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, cast
 from onsa.data.read import read_file
 from onsa.data.table import Row, Table
 from onsa.models.heads import Head
-from onsa.programs.adapters import adapters, is_stack
+from onsa.programs.adapters import STACK, adapters, is_stack
 from onsa.serve.adapters import Adapter, Answering, Question, open_adapters
 from onsa.serve.predictor import Given, Predictor, load_run
 from onsa.spec.errors import DataError, StoreError, unknown
@@ -99,11 +99,16 @@ def _meant(row: Row, named: Mapping[str, Adapter]) -> list[Adapter]:
     if not value:
         return []
     fitting = {adapter.name: adapter for ref, adapter in named.items() if ref == value or adapter.name == value}
-    fitting = fitting or {a.name: a for a in named.values() if a.name.startswith(value)}
+    fitting = fitting or {a.name: a for a in named.values() if _begins(a.name, value)}
     if len(fitting) != 1:
         problem = unknown("row-adapter-unknown", value, [adapter.name for adapter in named.values()])
         raise DataError(replace(problem, file=row.file, line=row.line))
     return list(fitting.values())
+
+
+def _begins(name: str, value: str) -> bool:
+    """Whether a value means an adapter by the beginning of its name; a stack only where it is one itself."""
+    return bool(value) and name.startswith(value) and (STACK in value or STACK not in name)
 
 
 def _rows(table: Table, recipe: Recipe) -> list[Row]:
@@ -158,7 +163,7 @@ class Conversation:
             StoreError: there is none of that name among those that may answer.
         """
         known = self.adapters.adapters if self.adapters else {}
-        fitting = [name] if name in known else [one for one in known if name and one.startswith(name)]
+        fitting = [name] if name in known else [one for one in known if _begins(one, name)]
         if self.adapters is None or len(fitting) != 1:
             raise StoreError(unknown("adapter-unknown", name, known))
         self.adapter = fitting[0]

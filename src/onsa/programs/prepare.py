@@ -28,6 +28,7 @@ from onsa.programs.resolve import (
     conflicts,
     misfits,
     steps_an_epoch,
+    unwatched,
     with_axes,
     with_rhythm,
     with_task,
@@ -41,6 +42,7 @@ from onsa.tasks.base import Task
 
 SHAPED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 UNLIMITED = 1_000_000
+LEAST = 2  # tokens of a row: one to read and one to predict
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def prepare(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Pr
     problems = [*conflicts(recipe), *examine(given, task)]
     _stop_at_errors(problems)
     dataset = load_dataset(recipe.data, task, tables)
+    _stop_at_errors(unwatched(recipe, dataset))
     if task.provides is Form.LABELLED:  # the split may have left one class alone
         _stop_at_errors(balance(dataset.train, task.answer))
     base = locate(recipe.model, progress=progress)
@@ -115,7 +118,7 @@ def prepare(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Pr
     tokenizer = load_tokenizer(base.folder, recipe.model)
     problems += preflight.template(task, dataset, tokenizer, recipe.model.name)
     _stop_at_errors(problems)
-    context = min(base.context or UNLIMITED, UNLIMITED) - cast(Adaptation, recipe.adaptation).places()
+    context = _context(base, cast(Adaptation, recipe.adaptation))
     longest = recipe.train.max_length or context
     examples = {side: encode(task, rows, tokenizer, longest) for side, rows in dataset.sides.items()}
     lengths = {side: [len(example.token_T) for example in found] for side, found in examples.items()}
@@ -150,6 +153,19 @@ def _plan(recipe: Recipe, base: Located, examples: list[Example]) -> Plan:
         plain_head=not any(base.config.get(name) for name in SHAPED_HEADS),
     )
     return decide(plain, recipe.accel, PASSES)
+
+
+def _context(base: Located, adaptation: Adaptation) -> int:
+    """The tokens of a row that a base can look at.
+
+    Raises:
+        RecipeError: the adaptation leaves none of them to the rows.
+    """
+    whole, virtual = min(base.context or UNLIMITED, UNLIMITED), adaptation.places()
+    if whole - virtual < LEAST:
+        key = "adaptation.tokens" if "tokens" in type(adaptation).model_fields else "adaptation.settings"
+        raise RecipeError.of("tokens-over-context", key=key, value=virtual, context=whole, most=whole - LEAST)
+    return whole - virtual
 
 
 def _stop_at_errors(problems: list[Problem]) -> None:

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from onsa.adaptations.base import Adaptation
 from onsa.data.profile import Profile
+from onsa.data.table import Dataset
 from onsa.engine.sessions.base import Engine
 from onsa.models.fetch import Located
 from onsa.models.heads import Head
@@ -186,15 +187,23 @@ def conflicts(recipe: Recipe) -> list[Problem]:
         found.append(unknown("metric-unknown", recipe.train.best, task.measures, key="train.best", task=task.kind))
     if recipe.model.head_dropout is not None and task.head is Head.TOKENS:
         found.append(Problem("head-dropout-tokens", {"task": task.kind}, key="model.head_dropout"))
-    unwatched = recipe.data.split.ratio[1] == 0 and recipe.data.validation is None
-    if recipe.train.early_stop is not None and unwatched:
-        found.append(Problem("stop-unwatched", {}, key="train.early_stop"))
     schedule, optimizer = cast(Schedule | None, recipe.schedule), cast(Optimizer | None, recipe.optimizer)
-    if schedule is not None and schedule.watches and unwatched:
-        found.append(Problem("schedule-unwatched", {"schedule": schedule.kind}, key="schedule"))
     if schedule is not None and optimizer is not None and optimizer.schedule == "constant" != schedule.kind:
         values = {"optimizer": optimizer.kind, "schedule": schedule.kind}
         found.append(Problem("schedule-unneeded", values, key="schedule", level=Level.WARNING))
+    return found
+
+
+def unwatched(recipe: Recipe, dataset: Dataset) -> list[Problem]:
+    """What follows the validation rows of a data set that has none."""
+    found: list[Problem] = []
+    schedule = cast(Schedule | None, recipe.schedule)
+    if dataset.sides["validation"]:
+        return found
+    if recipe.train.early_stop is not None:
+        found.append(Problem("stop-unwatched", {}, key="train.early_stop"))
+    if schedule is not None and schedule.watches:
+        found.append(Problem("schedule-unwatched", {"schedule": schedule.kind}, key="schedule"))
     return found
 
 

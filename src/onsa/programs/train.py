@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from onsa.programs.measure import document, measure
 from onsa.programs.preflight import places
 from onsa.programs.prepare import Prepared, prepare
 from onsa.programs.report import METRICS, REPORT, write_report
+from onsa.regularisers.base import Regulariser
 from onsa.serve.predictor import MODEL
 from onsa.spec.errors import Level, MachineError, OnsaError, Problem, StoreError, TrainingError
 from onsa.spec.recipe import Recipe
@@ -112,6 +114,7 @@ def _run(store: Store, run: Run | None, prepared: Prepared) -> Generator[Told, N
         told = read_history(run.folder)
         told.parameters, told.trainable = seen.parameters, seen.trainable
         del session, job, network, loaded  # the base is loaded anew to be measured: two at once need not fit
+        gc.collect()  # a network holds itself in cycles
         found = document(prepared, run, told, measure(prepared, run.folder))
         run = publish_run(store, run, found)
     yield Finished(run, found)  # out here, where a caller that stops listening no longer pauses the run
@@ -127,9 +130,13 @@ def _fitting(prepared: Prepared, network: nn.Module) -> Forecast:
     problem = seen.problem()
     if problem is not None and problem.level is Level.ERROR:
         raise MachineError(problem)
-    # A checkpoint holds values and the optimizer's state: those that are kept, the best one, and the next.
-    size = (4 + cast(Optimizer, prepared.recipe.optimizer).state_bytes) * seen.trainable
-    ensure_space(home(), (prepared.recipe.train.keep + 2) * size)
+    recipe = prepared.recipe
+    # A checkpoint holds values, the optimizer's state, and an average and what is deployed of it where one is kept: of
+    # checkpoints there are those that are kept, the best one, and the next. In the end comes what is saved.
+    averages = sum(8 for r in cast(tuple[Regulariser, ...], recipe.regulariser) if r.share(0, 1) is not None)
+    size = (4 + cast(Optimizer, recipe.optimizer).state_bytes + averages) * seen.trainable
+    saved = 4 * (seen.trainable if prepared.adaptation.adapter else seen.parameters)
+    ensure_space(home(), (recipe.train.keep + 2) * size + saved)
     return seen
 
 

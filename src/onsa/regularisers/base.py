@@ -7,6 +7,7 @@ A kind works at one of four places, and leaves the others as they are: in the ne
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -18,7 +19,14 @@ from onsa.spec.errors import Problem
 
 
 class Regulariser(Component):
-    """The base of every regulariser."""
+    """The base of every regulariser.
+
+    ``copies`` counts further values that it keeps for each one that trains, ``passes`` the forward passes whose values
+    a backward pass needs at once.
+    """
+
+    copies: ClassVar[int] = 0
+    passes: ClassVar[int] = 1
 
     def refuse(self, provides: Form, adaptation: Adaptation) -> Problem | None:
         """Why it cannot do its work on examples of a form under an adaptation, if so."""

@@ -19,6 +19,7 @@ class Ema(Regulariser):
     """
 
     kind: ClassVar[str] = "ema"
+    copies: ClassVar[int] = 1
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
 
     def share(self, step: int, total: int) -> float:

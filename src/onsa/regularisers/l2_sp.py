@@ -28,6 +28,7 @@ class L2Sp(Regulariser):
     """
 
     kind: ClassVar[str] = "l2-sp"
+    copies: ClassVar[int] = 1
     strength: Strength = 0.01
     strength_new: Strength = 0.01
 

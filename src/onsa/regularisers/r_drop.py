@@ -32,6 +32,7 @@ class RDrop(Regulariser):
     """
 
     kind: ClassVar[str] = "r-drop"
+    passes: ClassVar[int] = 2
     strength: Annotated[float, Field(gt=0)] = 0.5
 
     def refuse(self, provides: Form, adaptation: Adaptation) -> Problem | None:

@@ -21,6 +21,7 @@ class Swa(Regulariser):
     """
 
     kind: ClassVar[str] = "swa"
+    copies: ClassVar[int] = 1
     start: Share = 0.75
     every: Annotated[int, Field(ge=1)] = 1
 

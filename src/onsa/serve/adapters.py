@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from onsa.adaptations.lora import Lora
 from onsa.models.batch import collate
 from onsa.models.fetch import locate
 from onsa.models.heads import Head
@@ -66,10 +67,12 @@ def settings(folder: Path) -> dict[str, Any]:
     return document
 
 
-def obstacles(folder: Path) -> list[str]:
+def obstacles(folder: Path, recipe: Recipe) -> list[str]:
     """What keeps a run's adapter from being composed with others: nothing for LoRA in its plain form."""
     from peft import LoraConfig
 
+    if isinstance(recipe.adaptation, Lora) and recipe.adaptation.init == "loftq":
+        return ["init: loftq"]  # it makes up for what its base lost, once
     found = settings(folder)
     if found.get("peft_type") != "LORA":
         return [str(found.get("peft_type"))]
@@ -273,10 +276,10 @@ def _composed(adapters: Sequence[Adapter]) -> Mixed:
 
 def _alike(adapters: Sequence[Adapter]) -> bool:
     """Whether adapters can share a network: plain LoRA, with one kind of head, precision and tokenizer."""
-    folders = {folder for adapter in adapters for folder in adapter.folders}
-    if any(obstacles(folder) for folder in folders):
+    recipe_of = {folder: adapter.recipe for adapter in adapters for folder in adapter.folders}
+    if any(obstacles(folder, recipe) for folder, recipe in recipe_of.items()):
         return False
-    copied = {tuple(sorted(settings(folder).get("modules_to_save") or ())) for folder in folders}
+    copied = {tuple(sorted(settings(folder).get("modules_to_save") or ())) for folder in recipe_of}
     models = {adapter.recipe.model for adapter in adapters}
     tokenizers = {tokenizer_hash(load_tokenizer(locate(model).folder, model)) for model in models}
     return len(copied) == len(tokenizers) == len({_frame(adapter.recipe) for adapter in adapters}) == 1

@@ -147,7 +147,7 @@ def load_run(folder: Path, recipe: Recipe, tuned: bool = True) -> Predictor:
     loaded = load(start.folder, recipe.model, task.head, task.outputs, task.hf_problem, recipe.seed)
     network = adaptation.reload(loaded.network, saved) if tuned else loaded.network.requires_grad_(False)
     policy = deployed(network, loaded.tokenizer, recipe)
-    return predictor(policy, loaded.tokenizer, start.context, recipe)
+    return predictor(policy, loaded.tokenizer, start.context, recipe, adaptation.places() if tuned else 0)
 
 
 def deployed(network: Any, tokenizer: Any, recipe: Recipe) -> Policy:
@@ -158,10 +158,14 @@ def deployed(network: Any, tokenizer: Any, recipe: Recipe) -> Policy:
     return Policy(network, tokenizer.pad_token_id, device, precision)
 
 
-def predictor(policy: Policy, tokenizer: Any, context: int | None, recipe: Recipe) -> Predictor:
-    """A policy that answers for the task of a recipe, over a base that can look at ``context`` tokens."""
+def predictor(policy: Policy, tokenizer: Any, context: int | None, recipe: Recipe, virtual: int = 0) -> Predictor:
+    """A policy that answers for the task of a recipe, over a base that can look at ``context`` tokens.
+
+    Args:
+        virtual: tokens of these that the adaptation takes for itself.
+    """
     task = cast(Task, recipe.task)
-    context = context or tokenizer.model_max_length
+    context = (context or tokenizer.model_max_length) - virtual
     # Answers take their part of what the base can look at, but never more than half of it.
     generated = min(recipe.evaluate.max_new_tokens, context // 2) if isinstance(task, TokenTask) else 0
     return Predictor(task, policy, tokenizer, context - generated, generated, recipe.data.normalise)

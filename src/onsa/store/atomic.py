@@ -64,6 +64,21 @@ def publish(folder_tmp: Path, folder_final: Path) -> None:
         _sync(folder_final.parent)
 
 
+def ready_folder(path: Path) -> None:
+    """Make a folder, and those above it, where it is not there yet.
+
+    Raises:
+        MachineError: it cannot be made, or may not be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(path, os.W_OK) else os.strerror(errno.EACCES)
+    except OSError as error:  # such as a file in its place
+        reason = error.strerror or str(error)
+    if reason:
+        raise MachineError.of("folder-unwritable", folder=str(path), reason=reason)
+
+
 def sha256_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, as 64 hex digits."""
     with path.open("rb") as file:

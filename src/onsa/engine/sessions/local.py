@@ -66,7 +66,8 @@ class LocalSession(Session):
         groups = work.optimizer.groups(work.network, work.new, work.adaptation.staged)
         self.optimizer = work.optimizer.build(groups, work.plan.fused)
         self.trainable = {name: p for name, p in work.network.named_parameters() if p.requires_grad}
-        self.start = {name: p.detach().clone() for name, p in self.trainable.items()} if work.regularisers else {}
+        pulled = any(kind.copies and kind.share(0, 1) is None for kind in work.regularisers)
+        self.start = {name: p.detach().clone() for name, p in self.trainable.items()} if pulled else {}
         self.average = Average(self.trainable, work.regularisers)
         self.steps = 0
         self.seen: list[float] = []
@@ -165,6 +166,9 @@ class LocalSession(Session):
                 index, name = key.split(".", 1)
                 state.setdefault(int(index), {})[name] = value
             self.optimizer.load_state_dict({"state": state, "param_groups": document["groups"]})
+        else:  # these weights are what was deployed; no later average may stand in for them
+            self.average = Average({}, ())
+            self.optimizer.state.clear()
 
     def _penalised(self) -> dict[str, float]:
         """Add the gradients of what is minimised on top of the mean loss; returns its value, where there is any."""

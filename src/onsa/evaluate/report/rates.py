@@ -137,7 +137,8 @@ def sweep_page(model: str, found: Mapping[str, Any], lang: str | None = None) ->
     """A range test as one self-contained HTML page: the loss over the rate, and what it suggests.
 
     Args:
-        found: ``rates``, ``losses`` and ``smooth`` of each step, and the rates ``steepest``, ``tenth``, ``suggestion``.
+        found: ``rates``, ``losses`` and ``smooth`` of each step, the rates ``steepest``, ``tenth`` and ``suggestion``,
+            and the overrides in ``set``.
     """
     lang = lang or language()
     here = files(__package__)
@@ -148,7 +149,7 @@ def sweep_page(model: str, found: Mapping[str, Any], lang: str | None = None) ->
         css=Markup((here / "page.css").read_text(encoding="utf-8")),
         title=say("report.sweep.title", lang, model=model),
         sentence=say("report.sweep.sentence", lang, rate=rate_words(found["suggestion"])),
-        setting=f"--set {found['set']}",
+        setting=" ".join(f"--set {override}" for override in found["set"]),
         svg=_sweep(found, lang),
         caption=say("report.sweep.caption", lang),
     )

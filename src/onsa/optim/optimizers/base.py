@@ -11,10 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from onsa.models.blocks import depths
+from onsa.models.names import plain
 from onsa.spec.component import Component
 from onsa.spec.errors import RecipeError
 
 LORA_B = ("lora_B.", "lora_embedding_B.")
+SOFT_PROMPT = "prompt_encoder."  # where PEFT keeps what stands in front of every row
+NEW = "new"  # the label of what the base does not have
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -22,10 +25,12 @@ class Optimizer(Component):
     """The base of every optimizer.
 
     lr: the learning rate; found from the adaptation where not given.
-    lr_new: the rate of parameters that the base does not have, such as a new head; ``lr`` where not given.
+    lr_new: the rate of parameters that the base does not have, such as a new head; where not given, ``lr`` for language
+        models, and at least 1e-3 (times what the kind's rates are of AdamW's) for row heads.
     layer_decay: each block's rate is this share of that of the block above it (Howard and Ruder 2018, section 3.2).
     lora_plus: the rate of LoRA's B matrices, as a multiple of the rate of its A matrices (Hayou et al. 2024).
-    weight_decay: decay of matrices; biases, norms and other vectors are exempt.
+    weight_decay: decay of matrices; biases, norms, other vectors (IA³'s factors, a matrix of one row) and soft prompts
+        are exempt.
 
     ``state_bytes`` is what is kept beside each value that trains, at most; ``times`` turns a usual rate, which is one
     of AdamW's, into one of this kind; ``schedule`` is the schedule where a recipe names none; ``hidden_apart`` tells
@@ -75,9 +80,10 @@ class Optimizer(Component):
         if self.lora_plus is not None and not any(part in name for name, _ in trainable for part in LORA_B):
             raise RecipeError.of("lora-plus-unfit", key="optimizer.lora_plus")
         for name, parameter in trainable:
-            decay = self.weight_decay if parameter.ndim >= 2 else 0.0
-            hidden = self.hidden_apart and parameter.ndim == 2 and 0 < depth(name) < top
-            found.setdefault((*rate_of(name), decay, hidden), []).append(parameter)
+            label, rate = rate_of(name)
+            matrix = parameter.ndim >= 2 and (label == NEW or _is_matrix(name, parameter))
+            hidden = self.hidden_apart and matrix and parameter.ndim == 2 and 0 < depth(name) < top
+            found.setdefault((label, rate, self.weight_decay if matrix else 0.0, hidden), []).append(parameter)
         return [
             {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay, "label": label, "hidden": hidden}
             for (label, rate, decay, hidden), parameters in found.items()
@@ -87,14 +93,14 @@ class Optimizer(Component):
         """The label and the rate of a parameter, by its name."""
         assert self.lr is not None, "a resolved recipe has a learning rate"
         rate, rate_new = self.lr, self.lr_new
-        stems = {name.rsplit(".", 1)[0] + "." for name in new}  # an adaptation may wrap a module, but keeps its name
+        names = plain(network)  # an adaptation may wrap a module, but keeps its name
         depth, top = depths(network)
 
         def of(name: str) -> tuple[str, float]:
-            if any(stem in name for stem in stems):
-                return "new", rate if rate_new is None else rate_new
+            if names[name] in new:
+                return NEW, rate if rate_new is None else rate_new
             label, found = "base", rate
-            if by_block or self.layer_decay != 1.0:
+            if (by_block or self.layer_decay != 1.0) and not name.startswith(SOFT_PROMPT):
                 at = depth(name)
                 label = "embeddings" if at == 0 else "top" if at == top else f"block {at}"
                 found = rate * self.layer_decay ** (top - at)
@@ -103,3 +109,8 @@ class Optimizer(Component):
             return label, found
 
         return of
+
+
+def _is_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether more than one dimension counts anything, and it is no soft prompt, whose rows are inputs."""
+    return sum(size > 1 for size in parameter.shape) > 1 and not name.startswith(SOFT_PROMPT)
