@@ -92,7 +92,7 @@ CASES = (
         {"model": {"name": "minilm-l6"}, "task": "text-classification", "train": {"epochs": 4, "batch_rows": 16}},
         rows=None,
         split="6:1:3",
-        quick_rows=240,
+        quick_rows=120,
     ),
     Case(
         "support",
@@ -100,7 +100,7 @@ CASES = (
         {"model": {"name": "smollm2-135m"}, "task": "chat", "train": {"epochs": 2, "batch_tokens": 256}},
         rows=80,
         split="5:1:4",
-        quick_rows=24,
+        quick_rows=12,
     ),
 )
 
@@ -151,7 +151,7 @@ def main() -> int:
             found.append(result)
     document = Measured(
         date=started.date().isoformat(),
-        command=COMMAND,
+        command=f"{COMMAND} --quick" if asked.quick else COMMAND,
         minutes=round((datetime.now(UTC) - started).total_seconds() / 60, 1),
         versions=versions(),
         settings=[_setting(case, orders, found, asked.quick) for case in CASES],
