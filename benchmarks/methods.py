@@ -62,7 +62,8 @@ from onsa.tasks.base import Outcome, Task
 
 COMMAND = "python -m benchmarks.methods"
 DOCS = Path("docs/methods.md")
-SEEDS, FACTORS, RESAMPLES = (7, 8, 9), (1 / 3, 1.0, 3.0), 1000
+SEEDS, FACTORS = (7, 8, 9), (1 / 3, 1.0, 3.0)
+RESAMPLES, QUICK_RESAMPLES = 1000, 100
 # Ways to set a kind that are methods of their own; every other kind of the axis comes as it is.
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora, dora": {"adaptation": {"kind": "lora", "dora": True}},
@@ -219,7 +220,9 @@ def _method(order: Order) -> Method:
     trials = [trial for trial in found if trial]
     assert len(trials) == len(found), f"{order.method} ran away at its best rate with another seed"
     known = [remembered(trial.load(), order.quick) for trial in trials]
-    value, low, high = interval(prepared.task, order.case.metric, [trial.outcome for trial in trials])
+    value, low, high = interval(
+        prepared.task, order.case.metric, [trial.outcome for trial in trials], _resamples(order)
+    )
     figures = best.document["figures"]
     epochs = prepared.recipe.train.epochs or 1
     return Method(
@@ -264,11 +267,17 @@ def _base(order: Order) -> Method:
         outcome = probe(model.policy, task, prepared.examples["train"], test, prepared.plan, SEEDS[0])
     else:
         outcome = outcome_of(model.policy, task, test, prepared.plan)
-    quality = interval(task, order.case.metric, [outcome])
+    quality = interval(task, order.case.metric, [outcome], _resamples(order))
     return {**_empty(order, None), "quality": list(quality), "remembered": remembered(model, order.quick)}
 
 
-def interval(task: Task, metric: str, outcomes: Sequence[Outcome]) -> tuple[float, float, float]:
+def _resamples(order: Order) -> int:
+    return QUICK_RESAMPLES if order.quick else RESAMPLES
+
+
+def interval(
+    task: Task, metric: str, outcomes: Sequence[Outcome], resamples: int = RESAMPLES
+) -> tuple[float, float, float]:
     """A metric's mean over runs, and its 95 % interval where the held-out rows are drawn anew (the same for each)."""
     dice = np.random.default_rng(SEEDS[0])
     rows = len(outcomes[0].row_R)
@@ -276,7 +285,7 @@ def interval(task: Task, metric: str, outcomes: Sequence[Outcome]) -> tuple[floa
     def mean(index: Any) -> float:
         return statistics.mean(task.metrics(outcome.take(index))[metric] for outcome in outcomes)
 
-    draws = [mean(dice.integers(rows, size=rows)) for _ in range(RESAMPLES)]
+    draws = [mean(dice.integers(rows, size=rows)) for _ in range(resamples)]
     low, high = np.percentile(draws, TAILS)
     return mean(np.arange(rows)), float(low), float(high)
 
