@@ -68,7 +68,7 @@ RESAMPLES, QUICK_RESAMPLES = 1000, 100
 VARIANTS: dict[str, dict[str, Any]] = {
     "lora, dora": {"adaptation": {"kind": "lora", "dora": True}},
     "lora on nf4": {"adaptation": "lora", "model": {"quantize": "nf4"}},
-    "lora, loftq on nf4": {"adaptation": {"kind": "lora", "init": "loftq"}, "model": {"quantize": "nf4"}},
+    "loftq on nf4": {"adaptation": {"kind": "lora", "init": "loftq"}, "model": {"quantize": "nf4"}},
     "peft: adalora": {"adaptation": {"kind": "peft", "tuner": "adalora"}},
     "peft: vera": {"adaptation": {"kind": "peft", "tuner": "vera"}},
 }

@@ -72,9 +72,11 @@ def test_the_best_comes_first_and_what_is_refused_last(lower_is_better: bool) ->
     order = ["small", "(not tuned)", "large"] if lower_is_better else ["large", "(not tuned)", "small"]
     assert [line[0] for line in lines] == [*order, "bitfit"]
     found = {line[0]: dict(zip(heading, line, strict=True)) for line in lines}
-    assert found["large"]["general text"] == "1.500 (+0.500)" and found["(not tuned)"]["general text"] == "1.000"
-    assert found["small"]["trains"] == "1,000 (12.50%)" and found["small"]["best rate"] == "3.0e-04"
-    assert "no biases" in found["bitfit"]["loss [95 %]"] and not found["bitfit"]["trains"]
+    assert (found["large"]["general text"], found["large"]["general ±"]) == ("1.500", "+0.500")
+    assert (found["(not tuned)"]["general text"], found["(not tuned)"]["general ±"]) == ("1.000", "")
+    assert found["small"]["parameters"] == "1,000" and found["small"]["trained"] == "12.50%"
+    assert found["small"]["best rate"] == "3.0e-04"
+    assert "no biases" in found["bitfit"]["loss [95 %]"] and not found["bitfit"]["parameters"]
     assert "other questions" not in heading, "a column without a figure is left out"
     assert len(benchmark.table_text(table(lower_is_better)).splitlines()) == 6
     assert all(f"| {name} |" in benchmark.markdown(measured(table(lower_is_better))) for name in ("small", "bitfit"))
@@ -86,13 +88,13 @@ def measured(*settings: Setting) -> Measured:
     return Measured(date="2026-01-01", command="x", minutes=1.0, versions=versions, settings=list(settings))
 
 
-@pytest.mark.parametrize(("lang", "word"), [("en", "best rate"), ("ja", "学習率")])
+@pytest.mark.parametrize(("lang", "word"), [("en", "trained"), ("ja", "一般 ±")])
 def test_the_terminal_shows_the_table(lang: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "methods.json"
     file.write_text(json.dumps(measured(table(True))), encoding="utf-8")
     monkeypatch.setattr(methods, "MEASURED", file)
     monkeypatch.setenv("ONSA_LANG", lang)
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     said = CliRunner().invoke(app, ["methods"])
     assert said.exit_code == 0 and "small" in said.output and word in said.output
     assert json.loads(CliRunner().invoke(app, ["methods", "--json"]).output) == read_measured()

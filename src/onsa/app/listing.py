@@ -61,12 +61,12 @@ def result(summary: Mapping[str, Any]) -> str:
 
 def show_methods(console: Console, measured: Measured) -> None:
     """The tables of all methods, the best first."""
-    from onsa.programs.methods import caption, cells
+    from onsa.programs.methods import BRIEF, caption, cells
 
     console.print(say("methods-measured", date=measured["date"], command=measured["command"]), soft_wrap=True)
     for setting in measured["settings"]:
         console.print(f"\n{caption(setting)}", soft_wrap=True)
-        heading, rows = cells(setting)
+        heading, rows = cells(setting, BRIEF)
         console.print(table(heading, rows, right=tuple(range(2, len(heading)))))
     console.print(say("methods-note"), soft_wrap=True)
 

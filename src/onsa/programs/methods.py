@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from onsa.evaluate.document import Versions
-from onsa.evaluate.wording import decimals, fixed, metric_name
+from onsa.evaluate.wording import decimals, fixed, metric_name, signed
 from onsa.spec.messages import say
 
 MEASURED = Path(__file__).with_name("methods.json")
 FAILED = "methods-failed"
-COLUMNS = ("method", "quality", "trainable", "memory", "seconds", "saved", "general", "unrelated", "rate")
+COLUMNS = (
+    "method",
+    "quality",
+    "trainable",
+    "share",
+    "memory",
+    "seconds",
+    "saved",
+    "general",
+    "general-change",
+    "unrelated",
+    "unrelated-change",
+    "rate",
+)
+BRIEF = ("method", "quality", "share", "memory", "seconds", "general-change", "unrelated-change")  # for 80 characters
 
 
 class Refusal(TypedDict):
@@ -72,16 +87,16 @@ def read_measured() -> Measured:
     return cast(Measured, json.loads(MEASURED.read_text(encoding="utf-8")))
 
 
-def cells(setting: Setting) -> tuple[list[str], list[list[str]]]:
+def cells(setting: Setting, columns: Sequence[str] = COLUMNS) -> tuple[list[str], list[list[str]]]:
     """A table's heading and rows, the best first; columns that have nothing to say are left out."""
     sign = 1 if setting["lower_is_better"] else -1
     order = sorted(setting["methods"], key=lambda row: sign * row["quality"][0] if row["quality"] else float("inf"))
     base = next((row for row in order if row["method"] == "base"), None)
     rows = [_row(row, base) for row in order]
-    used = [place for place, name in enumerate(COLUMNS) if any(row[place] for row in rows)]
-    named = {"metric": metric_name(setting["metric"])}
-    heading = [say(f"methods-{COLUMNS[place]}", **(named if COLUMNS[place] == "quality" else {})) for place in used]
-    return heading, [[row[place] for place in used] for row in rows]
+    used = [name for name in columns if any(row.get(name) for row in rows)]
+    metric = metric_name(setting["metric"])
+    heading = [say(f"methods-{name}", **({"metric": metric} if name == "quality" else {})) for name in used]
+    return heading, [[row.get(name, "") for name in used] for row in rows]
 
 
 def caption(setting: Setting) -> str:
@@ -98,28 +113,25 @@ def caption(setting: Setting) -> str:
     )
 
 
-def _row(row: Method, base: Method | None) -> list[str]:
+def _row(row: Method, base: Method | None) -> dict[str, str]:
+    """What a row says, by column."""
     if row["refused"]:
-        return [row["method"], say(row["refused"]["code"], **row["refused"]["values"]), *[""] * (len(COLUMNS) - 2)]
+        return {"method": row["method"], "quality": say(row["refused"]["code"], **row["refused"]["values"])}
     assert row["quality"] is not None
     value, low, high = row["quality"]
     places = decimals(low, high)
-    name = say("methods-base") if row["method"] == "base" else row["method"]
-    quality = f"{fixed(value, places)} [{fixed(low, places)}, {fixed(high, places)}]"
-    trains = f"{row['trainable']:,} ({row['share']:.2%})" if row["trainable"] else ""
-    memory = f"{row['peak_memory_bytes'] / 1e6:,.0f} MB" if row["peak_memory_bytes"] else ""
-    seconds = f"{row['seconds_an_epoch']:.1f}" if row["seconds_an_epoch"] is not None else ""
-    saved = f"{row['saved_bytes'] / 1e6:,.2f} MB" if row["saved_bytes"] else ""
-    rate = f"{row['rate']:.1e}" if row["rate"] is not None else ""
-    return [name, quality, trains, memory, seconds, saved, *_remembered(row, base), rate]
-
-
-def _remembered(row: Method, base: Method | None) -> list[str]:
-    """Losses after tuning, and by how much they differ from the base's."""
-    said = []
-    for name in ("general", "unrelated"):
-        loss = row["remembered"].get(name)
-        before = base["remembered"].get(name) if base and base is not row else None
-        change = "" if loss is None or before is None else f" ({loss - before:+.3f})"
-        said.append("" if loss is None else f"{loss:.3f}{change}")
-    return said
+    found = {
+        "method": say("methods-base") if row["method"] == "base" else row["method"],
+        "quality": f"{fixed(value, places)} [{fixed(low, places)}, {fixed(high, places)}]",
+        "trainable": f"{row['trainable']:,}" if row["trainable"] else "",
+        "share": f"{row['share']:.2%}" if row["trainable"] else "",
+        "memory": f"{row['peak_memory_bytes'] / 1e6:,.0f}" if row["peak_memory_bytes"] else "",
+        "seconds": f"{row['seconds_an_epoch']:.1f}" if row["seconds_an_epoch"] is not None else "",
+        "saved": f"{row['saved_bytes'] / 1e6:,.2f}" if row["saved_bytes"] else "",
+        "rate": f"{row['rate']:.1e}" if row["rate"] is not None else "",
+    }
+    for name, loss in row["remembered"].items():
+        found[name] = fixed(loss, 3)
+        if base is not None and base is not row and name in base["remembered"]:
+            found[f"{name}-change"] = signed(loss - base["remembered"][name], 3)
+    return found
