@@ -1,4 +1,4 @@
-"""QLoRA: LoRA on a base in full precision, in NF4 and in 8 bits, under the same short budget.
+"""QLoRA: LoRA on a base in full precision, in NF4 (also beginning with LoftQ) and in 8 bits, under one short budget.
 
 Run as ``python -m benchmarks.qlora``; ``--quick`` takes fewer steps. Prints a table, then one JSON line with the same
 figures, and exits with 1 where one is out of tolerance.
@@ -36,10 +36,16 @@ from onsa.programs.prepare import prepare
 from onsa.sources.base import Cursor
 from onsa.spec.recipe import parse_recipe
 
-SCHEMES = (None, "nf4", "int8")
-STEPS, QUICK_STEPS = 30, 4
+# By name: how the base is quantised, and what A and B begin from.
+SCHEMES = {
+    "full": (None, "default"),
+    "nf4": ("nf4", "default"),
+    "nf4, loftq": ("nf4", "loftq"),
+    "int8": ("int8", "default"),
+}
+STEPS, QUICK_STEPS = 60, 4
 ROWS, ROWS_A_STEP = 60, 4
-LOSS_RATIO, BYTES_SHARE = 1.03, {"nf4": 0.30, "int8": 0.51}
+LOSS_RATIO, BYTES_SHARE = 1.03, {"nf4": 0.30, "nf4, loftq": 0.30, "int8": 0.51}
 BF16_BYTES = 2
 
 
@@ -58,14 +64,15 @@ class Result:
     peak_bytes: int
 
 
-def measured(scheme: str | None, path: str, steps: int) -> Result:
+def measured(scheme: str, path: str, steps: int) -> Result:
     """Tune once."""
+    quantize, init = SCHEMES[scheme]
     recipe = parse_recipe(
         {
-            "model": {"name": "smollm2-135m", "quantize": scheme},
+            "model": {"name": "smollm2-135m", "quantize": quantize},
             "data": {"path": path, "split": "8:2:0"},
             "task": "chat",
-            "adaptation": {"kind": "lora", "rank": 8},
+            "adaptation": {"kind": "lora", "rank": 8, "init": init},
             "optimizer": {"kind": "adamw", "lr": 1e-3},
             "train": {"batch_rows": ROWS_A_STEP, "epochs": 10, "max_steps": steps},
         }
@@ -85,7 +92,7 @@ def measured(scheme: str | None, path: str, steps: int) -> Result:
         session.step()
     packed = [p for p in base if is_quantised(p)]
     return Result(
-        scheme=scheme or "full",
+        scheme=scheme,
         precision=prepared.recipe.train.precision or "",
         steps=prepared.total,
         loss_before=before,
@@ -117,7 +124,7 @@ def main() -> int:
     lines = Path(next(d.recipe.data.path for d in demos() if d.name == "support")).read_text(encoding="utf-8")
     rows = sorted(lines.splitlines(), key=len)[:ROWS]
     results: list[Result] = []
-    print(f"{'base':<6} {'before':>8} {'after':>8} {'ratio':>7} {'bytes / bf16':>12} {'base, MB':>9} {'peak, MB':>9}")
+    print(f"{'base':<10} {'before':>8} {'after':>8} {'ratio':>7} {'bytes / bf16':>12} {'base, MB':>9} {'peak, MB':>9}")
     with TemporaryDirectory() as folder:
         path = Path(folder, "short.jsonl")
         path.write_text("\n".join(rows), encoding="utf-8")
@@ -127,7 +134,7 @@ def main() -> int:
             results.append(found)
             share = f"{found.quantised_bytes / found.bf16_bytes:.3f}" if found.bf16_bytes else "-"
             print(
-                f"{found.scheme:<6} {found.loss_before:>8.4f} {found.loss_after:>8.4f}"
+                f"{found.scheme:<10} {found.loss_before:>8.4f} {found.loss_after:>8.4f}"
                 f" {found.loss_after / results[0].loss_after:>7.4f} {share:>12}"
                 f" {found.base_bytes / 1e6:>9.1f} {found.peak_bytes / 1e6:>9.0f}",
                 flush=True,
