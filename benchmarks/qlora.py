@@ -43,7 +43,7 @@ SCHEMES = {
     "nf4, loftq": ("nf4", "loftq"),
     "int8": ("int8", "default"),
 }
-STEPS, QUICK_STEPS = 60, 4
+STEPS, QUICK_STEPS = 30, 4
 ROWS, ROWS_A_STEP = 60, 4
 LOSS_RATIO, BYTES_SHARE = 1.03, {"nf4": 0.30, "nf4, loftq": 0.30, "int8": 0.51}
 BF16_BYTES = 2
