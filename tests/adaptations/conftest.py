@@ -11,23 +11,22 @@ import trial
 from onsa.programs.prepare import Prepared
 
 
+def under(base: Path, data: Path) -> Any:
+    """A prepared run on some base and data, by its adaptation."""
+
+    def ready(adaptation: Any, **sections: Any) -> Prepared:
+        return trial.ready(base, data, adaptation=adaptation, **sections)
+
+    return ready
+
+
 @pytest.fixture
 def rows(tiny_bert: Path, topics_csv: Path, tmp_path: Path) -> Any:
     """Classification on the BERT, under an adaptation."""
-    base = trial.still(tiny_bert, tmp_path / "still-bert")
-
-    def ready(adaptation: Any, **sections: Any) -> Prepared:
-        return trial.ready(base, topics_csv, adaptation=adaptation, **sections)
-
-    return ready
+    return under(trial.still(tiny_bert, tmp_path / "still-bert"), topics_csv)
 
 
 @pytest.fixture
 def talks(tiny_llama: Path, chat_jsonl: Path, tmp_path: Path) -> Any:
     """Conversations on the Llama, whose output layer shares the weight of the input embeddings."""
-    base = trial.still(tiny_llama, tmp_path / "still-llama")
-
-    def ready(adaptation: Any, **sections: Any) -> Prepared:
-        return trial.ready(base, chat_jsonl, adaptation=adaptation, **sections)
-
-    return ready
+    return under(trial.still(tiny_llama, tmp_path / "still-llama"), chat_jsonl)

@@ -16,6 +16,7 @@ from onsa.spec import registry
 from onsa.spec.component import Component
 from onsa.spec.errors import RecipeError
 from onsa.spec.recipe import parse_recipe
+from plugins import distribution
 
 KINDS = [(axis, kind) for axis in registry.AXES for kind in registry.kinds(axis)]
 every_kind = pytest.mark.parametrize(("axis", "kind"), KINDS, ids=lambda name: name)
@@ -99,20 +100,9 @@ class Halves(Schedule):
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A distribution of a third party, installed: one kind of its own, and one that takes a built-in's name."""
-    site = tmp_path / "site"
-    about = site / "halves-1.0.dist-info"
-    about.mkdir(parents=True)
-    (site / "halves_of_a_third_party.py").write_text(PLUGIN)
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: halves\nVersion: 1.0\n")
-    points = "halves = halves_of_a_third_party\nlinear = halves_of_a_third_party:Halves\n"
-    (about / "entry_points.txt").write_text(f"[onsa.schedule]\n{points}")
-    monkeypatch.syspath_prepend(str(site))
-    registry.kinds.cache_clear()
-    registry.load.cache_clear()
-    yield
-    monkeypatch.undo()
-    registry.kinds.cache_clear()
-    registry.load.cache_clear()
+    points = "[onsa.schedule]\nhalves = halves_of_a_third_party\nlinear = halves_of_a_third_party:Halves\n"
+    with distribution(tmp_path / "site", {"halves_of_a_third_party.py": PLUGIN}, points, monkeypatch):
+        yield
 
 
 def test_third_parties_add_kinds_through_entry_points(plugin: None, attempt: Any) -> None:

@@ -13,9 +13,9 @@ import yaml
 import trial
 from conformance import test_every_adaptation as every
 from conformance import test_kinds as kinds
-from onsa.spec import registry
 from onsa.spec.errors import RecipeError
 from onsa.spec.recipe import parse_recipe
+from plugins import distribution
 
 PAGE = Path(__file__).parents[2] / "docs" / "tutorial-adaptation.md"
 KIND = "attention-only"
@@ -32,23 +32,12 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     """The page's file in a package of a third party, and the page's line in the conformance suite."""
     kind, promised = parts("python")
     package, module = "package_of_the_tutorial", "attention_only"
-    site = tmp_path / "site"
-    about = site / "tutorial-1.0.dist-info"
-    about.mkdir(parents=True)
-    (site / package).mkdir()
-    (site / package / f"{module}.py").write_text(kind, encoding="utf-8")
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: tutorial\nVersion: 1.0\n")
     group, name = re.findall(r'"(onsa\.\w+)"\]\n([\w-]+) = ', parts("toml")[0])[0]
-    (about / "entry_points.txt").write_text(f"[{group}]\n{name} = {package}.{module}\n")
-    monkeypatch.syspath_prepend(str(site))
+    points = f"[{group}]\n{name} = {package}.{module}\n"
     monkeypatch.setattr(every, "PROMISED", dict(every.PROMISED))
     exec(promised, {"PROMISED": every.PROMISED})
-    registry.kinds.cache_clear()
-    registry.load.cache_clear()
-    yield
-    monkeypatch.undo()
-    registry.kinds.cache_clear()
-    registry.load.cache_clear()
+    with distribution(tmp_path / "site", {f"{package}/{module}.py": kind}, points, monkeypatch):
+        yield
 
 
 @on_every_head

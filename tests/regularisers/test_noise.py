@@ -56,7 +56,9 @@ def test_dropout_is_refused_where_it_is_or_would_never_act(attempt: Any) -> None
 
 def test_an_adapters_own_dropout_is_another_thing(attempt: Any) -> None:
     for kind in ("lora", "bottleneck"):
-        trial.opened(attempt("tokens", regulariser=["dropout"], adaptation={"kind": kind, "dropout": 0.1}))
+        session = trial.opened(attempt("tokens", regulariser=["dropout"], adaptation={"kind": kind, "dropout": 0.1}))
+        modules = trial.network(session).modules()
+        assert sum(PART in dict(module.named_children()) for module in modules) == 4, "both are there"
 
 
 def test_a_network_without_blocks_has_no_place_for_dropout() -> None:
