@@ -36,8 +36,8 @@ from onsa.serve.predictor import Predictor
 from onsa.tasks.chat import Chat
 
 WORDS = 30  # the fewest of a passage
-PASSAGES, PASSAGE_TOKENS = 24, 64
-QUESTIONS = 32
+PASSAGES, PASSAGE_TOKENS = 16, 64
+QUESTIONS = 16
 TEMPERATURE = 0.05
 ROWS = 8  # through the network at once
 
