@@ -58,7 +58,7 @@ from onsa.engine.batches import micro_batches
 from onsa.engine.events import Stepped
 from onsa.models.load import quiet
 from onsa.programs.demo import demos
-from onsa.programs.forecast import adapted, work
+from onsa.programs.forecast import build, work
 from onsa.programs.prepare import Prepared, prepare
 from onsa.sources.base import Cursor
 from onsa.spec.recipe import Recipe, parse_recipe
@@ -130,15 +130,15 @@ def steady(network: nn.Module) -> nn.Module:
 
 def ours(prepared: Prepared, folder: Path) -> list[float]:
     """The loss of each step of a run, over the ordinary way; its initial weights lie in ``folder / "initial"`` then."""
-    loaded, network = adapted(prepared)
-    prepared.adaptation.save(steady(network), prepared.tokenizer, folder / "initial")
+    built = build(prepared)
+    prepared.adaptation.save(steady(built.network), prepared.tokenizer, folder / "initial")
     job = loop.Job(
-        session=prepared.engine.open(work(prepared, loaded, network)),
+        session=prepared.engine.open(work(built)),
         source=prepared.source,
         feed=prepared.feed,
         task=prepared.task,
         objective=prepared.recipe.objective,
-        plan=prepared.plan,
+        plan=built.prepared.plan,
         validation=(),
         checkpoints=folder / "checkpoints",
     )
@@ -242,8 +242,9 @@ def gradients() -> Iterable[Result]:
     for case, recipe, *_ in CASES:
         with TemporaryDirectory() as temporary, quiet():
             prepared = prepare(_limited(recipe(Path(temporary), accel="off"), {"batch_rows": ROWS}))
-            loaded, network = adapted(prepared)
-            session = prepared.engine.open(work(prepared, loaded, steady(network)))
+            built = build(prepared)
+            steady(built.network)
+            session = prepared.engine.open(work(built))
             examples, _ = next(iter(prepared.source.steps(prepared.feed, Cursor())))
             once, split = (_gradient(session, prepared, examples, parts) for parts in (1, ROWS))
             difference = float((once - split).norm() / once.norm())

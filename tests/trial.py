@@ -18,7 +18,7 @@ from onsa.engine.sessions.base import Session
 from onsa.models.batch import Example, collate
 from onsa.models.heads import Head
 from onsa.objectives.base import Objective
-from onsa.programs.forecast import adapted, work
+from onsa.programs.forecast import build, work
 from onsa.programs.prepare import Prepared, prepare
 from onsa.sources.base import Cursor
 from onsa.spec.recipe import parse_recipe
@@ -39,8 +39,7 @@ def ready(model: Path, data: Path, **sections: Any) -> Prepared:
 
 def opened(prepared: Prepared) -> Session:
     """A session over a freshly loaded and adapted base."""
-    loaded, network = adapted(prepared)
-    return prepared.engine.open(work(prepared, loaded, network))
+    return prepared.engine.open(work(build(prepared)))
 
 
 def objective(prepared: Prepared) -> Objective:

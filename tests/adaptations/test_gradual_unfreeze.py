@@ -123,8 +123,9 @@ def test_the_schedule_shows_in_the_events_of_a_run(tiny_bert: Path, topics_csv: 
 
 def test_a_network_is_walked_once(rows: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = rows({"kind": "gradual-unfreeze", "freeze": ["*.layer.0.*"]}, train=STEPS)
-    session, walks = trial.opened(prepared), []
+    walks: list[Any] = []
     monkeypatch.setattr(gradual_unfreeze, "depths", lambda network: walks.append(network) or depths(network))
+    session = trial.opened(prepared)
     trial.advance(prepared, session, 4)
     assert len(walks) == 1
     other = trial.opened(prepared)

@@ -46,6 +46,7 @@ def test_a_session_knows_its_verbs(kind: str, head: str, attempt: Any, tmp_path:
     assert all(torch.equal(value, kept[name]) for name, value in trial.trained(session).items())
     again = session.evaluate(validation, prepared.task)
     assert np.array_equal(again.loss_R, outcome.loss_R)
+    session.close()
 
 
 @every_kind
@@ -57,3 +58,4 @@ def test_the_mean_loss_is_that_of_the_task(kind: str, attempt: Any) -> None:
         measured = prepared.task.metrics(session.evaluate(validation, prepared.task))["loss"]
         batches = micro_batches(validation, prepared.plan, 1)
         assert session.forward_backward(batches, trial.objective(prepared))["loss"] == pytest.approx(measured, rel=1e-5)
+        session.close()

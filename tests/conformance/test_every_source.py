@@ -94,3 +94,35 @@ def test_the_budget_of_rows_is_kept(kind: str, lengths: list[int], rows: int) ->
 def test_a_data_set_keeps_its_order_where_it_is_told_to() -> None:
     found = taken(source("dataset", shuffle=False), feed([2] * 10, epochs=2, batch_rows=4))
     assert [row for rows, _ in found for row in rows] == [*range(10), *range(10)]
+
+
+@given(lengths=sizes, size=batches, window=st.integers(2, 7))
+@few
+def test_a_window_deals_the_same_rows_by_length(lengths: list[int], size: dict[str, int], window: int) -> None:
+    given = feed(lengths, **size)
+    found = source("dataset", window=window)
+    steps = taken(found, given)
+    epochs: dict[int, list[int]] = {}
+    epoch = 0
+    for rows, after in steps:
+        epochs.setdefault(epoch, []).extend(rows)
+        epoch = after.epoch
+    assert [sorted(rows) for rows in epochs.values()] == [list(range(len(lengths)))] * 3
+    assert len(steps) == found.total(given)
+    place = steps[len(steps) // 2][1]
+    assert taken(found, given, place) == steps[place.step :], "going on in the middle of a window"
+
+
+def test_a_window_pads_less_and_keeps_drawing() -> None:
+    lengths = np.random.default_rng(1).integers(4, 60, 200).tolist()
+    given = feed(lengths, batch_rows=8)
+
+    def padded(window: int) -> int:
+        return sum(
+            max(lengths[row] for row in rows) * len(rows) for rows, _ in taken(source("dataset", window=window), given)
+        )
+
+    assert padded(8) < 0.85 * padded(1)
+    steps = [rows for rows, _ in taken(source("dataset", window=8), given)][:25]
+    means = [np.mean([lengths[row] for row in rows]) for rows in steps]
+    assert means != sorted(means) and means != sorted(means, reverse=True), "short and long steps come mixed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 import time
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -52,6 +53,15 @@ SAVING = (
 """The moments of saving at which runs are killed."""
 
 
+STATES = "*/cache/states/.*.tmp"
+KEEPING = (
+    [Moment("open", f"{STATES}/states.bin", 2, halve=True), Moment("open", f"{STATES}/about.json")],
+    [Moment("os.rename", STATES), Moment("os.rename", "*/.draft-step-0000006")],
+    [Moment("open", "*/cache/states/[!.]*/about.json", 2, halve=True)],
+)
+"""The moments of keeping what lies below the boundary; the last one damages it, so that it is made anew."""
+
+
 @dataclass(frozen=True)
 class Child:
     """What became of a process: was it killed, and how long it trained after its run had been opened."""
@@ -88,13 +98,22 @@ def outcome(home: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
     return weights, [{name: value for name, value in event.items() if name != "seconds"} for event in told]
 
 
+def alike(home: Path, other: Path) -> Path:
+    """Another home in which what was measured of the machine is known: measured again, it might be chosen otherwise."""
+    measured = home / "cache" / "attention.json"
+    if measured.exists():
+        (other / "cache").mkdir(parents=True)
+        shutil.copy(measured, other / "cache")
+    return other
+
+
 def killed(recipe: dict[str, Any], home: Path, kills: list[Moment | float]) -> tuple[Any, int]:
     """The outcome of a run that was killed so, and gone on with, and how often the parent came too late."""
     missed = 0
     for kill in kills:
         while not child(recipe, home, kill).killed:
             assert isinstance(kill, float), f"never came: {kill}"
-            missed, kill, home = missed + 1, kill / 2, home.with_name(f"{home.name}+")
+            missed, kill, home = missed + 1, kill / 2, alike(home, home.with_name(f"{home.name}+"))
     assert not child(recipe, home, None).killed
     return outcome(home), missed
 
@@ -112,7 +131,16 @@ def llama(folder: Path) -> dict[str, Any]:
     return {"model": str(tiny.make_llama(folder / "llama")), "data": str(data), "adaptation": adaptation}
 
 
-@pytest.mark.parametrize("base", [bert, llama])
+def upper(folder: Path) -> dict[str, Any]:
+    """The last block of a tiny Llama, above what is kept of the rows."""
+    return llama(folder) | {"adaptation": {"kind": "last-layers", "blocks": 1}, "accel": "auto"}
+
+
+# Half of the moments of saving a model; the other model has the other half.
+MOMENTS = {bert: SAVING[::2], llama: SAVING[1::2], upper: KEEPING}
+
+
+@pytest.mark.parametrize("base", MOMENTS)
 def test_a_killed_run_ends_as_if_it_had_not_been(base: Any, tmp_path: Path) -> None:
     recipe = base(tmp_path) | {
         "train": {"batch_rows": 8, "epochs": 3, "save_steps": 3, "eval_steps": 5},
@@ -122,16 +150,16 @@ def test_a_killed_run_ends_as_if_it_had_not_been(base: Any, tmp_path: Path) -> N
     started = time.monotonic()
     assert not child(recipe, tmp_path / "whole", None).killed
     whole = outcome(tmp_path / "whole")
-    again = child(recipe, tmp_path / "again", None)  # for the time it takes, and to see that two runs are alike
+    again = child(
+        recipe, alike(tmp_path / "whole", tmp_path / "again"), None
+    )  # for the time it takes, and to see that two runs are alike
     assert outcome(tmp_path / "again") == whole
     draw = random.Random(f"{SEED} {base.__name__}")
-    # Half of the forced moments a model; the other model has the other half. The rest come at times drawn at random.
-    mine = SAVING[::2] if base is bert else SAVING[1::2]
-    plans: list[list[Moment | float]] = [*map(list, mine)]
+    plans: list[list[Moment | float]] = [*map(list, MOMENTS[base])]  # the rest come at times drawn at random
     plans += [[draw.uniform(0, again.seconds)] for _ in range(RANDOM_KILLS)]
     same, missed = 0, 0
     for number, kills in enumerate(plans):
-        found, late = killed(recipe, tmp_path / f"killed-{number}", kills)
+        found, late = killed(recipe, alike(tmp_path / "whole", tmp_path / f"killed-{number}"), kills)
         print(f"{base.__name__} {number}: {'same' if found == whole else 'OTHER'} after {kills}, late {late}")
         same, missed = same + (found == whole), missed + late
     weights = hashlib.sha256(json.dumps(whole[0]).encode()).hexdigest()[:12]

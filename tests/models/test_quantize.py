@@ -21,7 +21,7 @@ from onsa.models import quantize
 from onsa.models.blocks import blocks
 from onsa.models.load import hold_in, load
 from onsa.programs.adapters import adapters
-from onsa.programs.forecast import adapted, forecast
+from onsa.programs.forecast import build, forecast
 from onsa.programs.merge import Way, merge
 from onsa.programs.prepare import Prepared, prepare
 from onsa.serve.adapters import Apart, Question, open_adapters
@@ -140,7 +140,7 @@ def test_only_adapters_train_and_they_move(head: str, scheme: str, quantised: Qu
 @on_every_head
 @in_every_scheme
 def test_saved_and_reloaded_it_says_the_same(head: str, scheme: str, quantised: Quantised, tmp_path: Path) -> None:
-    prepared = quantised(head, scheme)
+    prepared = quantised(head, scheme, accel="off")  # what answers computes plainly
     session = trial.opened(prepared)
     trial.advance(prepared, session, 3)
     prepared.adaptation.save(trial.network(session), prepared.tokenizer, tmp_path / MODEL)
@@ -223,10 +223,10 @@ def test_what_would_train_the_base_is_refused(kind: str, quantised: Quantised) -
 
 def test_matrices_cannot_be_unfrozen_but_norms_can(quantised: Quantised) -> None:
     with pytest.raises(RecipeError) as caught:
-        adapted(quantised("tokens", "nf4", adaptation={"kind": "lora", "unfreeze": ["*.layers.0.mlp.*"]}))
+        build(quantised("tokens", "nf4", adaptation={"kind": "lora", "unfreeze": ["*.layers.0.mlp.*"]}))
     assert caught.value.problems[0].code == "unfreeze-quantised"
     with pytest.raises(RecipeError) as caught:  # the bias is no matrix, but PEFT would train its module whole
-        adapted(quantised("rows", "nf4", adaptation={"kind": "lora", "unfreeze": ["*.query.bias"]}))
+        build(quantised("rows", "nf4", adaptation={"kind": "lora", "unfreeze": ["*.query.bias"]}))
     assert caught.value.problems[0].code == "unfreeze-quantised"
     session = trial.opened(quantised("tokens", "nf4", adaptation={"kind": "lora", "unfreeze": ["*layernorm*"]}))
     assert any("layernorm" in name for name in trial.trained(session))
@@ -241,9 +241,9 @@ def test_an_adapter_is_the_usual_choice(bases: dict[str, tuple[Path, Path]]) -> 
 @in_every_scheme
 def test_the_forecast_counts_what_is_held(scheme: str, quantised: Quantised) -> None:
     plain, small = (quantised("tokens", s) for s in (None, scheme))
-    before, after = (forecast(p, adapted(p)[1]) for p in (plain, small))
+    before, after = (forecast(build(p)) for p in (plain, small))
     assert (before.parameters, before.trainable) == (after.parameters, after.trainable)
-    values = sum(quantize.count(p) for p in matrices(adapted(small)[1]).values())
+    values = sum(quantize.count(p) for p in matrices(build(small).network).values())
     share = {"nf4": 0.52, "int8": 1.0}[scheme]
     # The tables of a tiny matrix' scales weigh more than those of a real one.
     assert before.weights - after.weights == pytest.approx(values * (4 - share), rel=0.1)
@@ -262,7 +262,7 @@ def test_a_real_matrix_takes_less_than_a_third_of_bf16() -> None:
 @pytest.mark.parametrize("init", ["olora", "pissa", "pissa_niter_4"])
 def test_beginnings_that_change_the_base_are_refused(init: str, scheme: str, quantised: Quantised) -> None:
     with pytest.raises(RecipeError) as caught:
-        adapted(quantised("tokens", scheme, adaptation={"kind": "lora", "init": init}))
+        build(quantised("tokens", scheme, adaptation={"kind": "lora", "init": init}))
     (problem,) = caught.value.problems
     assert (problem.code, problem.key) == ("init-quantised", "adaptation.init") and init in problem.what
 
@@ -293,7 +293,7 @@ def test_nothing_about_kernels_reaches_the_user() -> None:
 def test_loftq_begins_nearer_to_the_base_as_it_was(head: str, quantised: Quantised, bases: Any, tmp_path: Path) -> None:
     """The product of B and A takes up of the lost part what an exact SVD of that rank would."""
     prepared = quantised(head, "nf4", adaptation={"kind": "lora", "init": "loftq", "rank": 8, "alpha": 24})
-    network = adapted(prepared)[1]
+    network = build(prepared).network
     stored = load_file(bases[head][0] / "model.safetensors")
     looked = 0
     for name, module in network.named_modules():
@@ -337,7 +337,7 @@ def test_loftq_begins_nearer_to_the_base_as_it_was(head: str, quantised: Quantis
 def test_loftq_needs_a_rounded_base(quantised: Quantised) -> None:
     for scheme in (None, "int8"):
         with pytest.raises(RecipeError) as caught:
-            adapted(quantised("tokens", scheme, adaptation={"kind": "lora", "init": "loftq"}))
+            build(quantised("tokens", scheme, adaptation={"kind": "lora", "init": "loftq"}))
         assert caught.value.problems[0].code == "loftq-unquantised"
 
 

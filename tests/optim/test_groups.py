@@ -13,7 +13,7 @@ import trial
 from onsa.optim.optimizers.adamw import AdamW
 from onsa.optim.optimizers.base import Optimizer
 from onsa.programs.check import check
-from onsa.programs.forecast import adapted
+from onsa.programs.forecast import build
 from onsa.spec.errors import RecipeError
 from onsa.spec.recipe import parse_recipe
 
@@ -32,9 +32,9 @@ def rates(data: dict[str, Path], tiny_bert: Path, tiny_llama: Path) -> Any:
     def found(base: str, adaptation: str, **optimizer: Any) -> dict[str, tuple[str, float]]:
         settings = {"kind": "adamw", "lr": 1e-3, **optimizer}
         prepared = trial.ready(bases[base], data[base], adaptation=adaptation, optimizer=settings)
-        loaded, network = adapted(prepared)
-        names = {id(p): name for name, p in network.named_parameters()}
-        groups = cast(Optimizer, prepared.recipe.optimizer).groups(network, loaded.new, by_block=False)
+        built = build(prepared)
+        names = {id(p): name for name, p in built.network.named_parameters()}
+        groups = cast(Optimizer, prepared.recipe.optimizer).groups(built.network, built.new, by_block=False)
         return {names[id(p)]: (g["label"], round(g["base_lr"], 12)) for g in groups for p in g["params"]}
 
     return found
@@ -110,9 +110,9 @@ def test_the_rates_of_a_step_are_told_by_label(data: dict[str, Path], tiny_bert:
 def held(data: dict[str, Path], base: Path, adaptation: Any, kind: str = "adamw", **settings: Any) -> dict[str, Any]:
     """The group of each trainable parameter, by its name."""
     prepared = trial.ready(base, data["bert"], adaptation=adaptation, optimizer={"kind": kind, "lr": 1e-3, **settings})
-    loaded, network = adapted(prepared)
-    names = {id(p): name for name, p in network.named_parameters()}
-    groups = cast(Optimizer, prepared.recipe.optimizer).groups(network, loaded.new, by_block=False)
+    built = build(prepared)
+    names = {id(p): name for name, p in built.network.named_parameters()}
+    groups = cast(Optimizer, prepared.recipe.optimizer).groups(built.network, built.new, by_block=False)
     return {names[id(p)]: group for group in groups for p in group["params"]}
 
 

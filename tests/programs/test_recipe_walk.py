@@ -24,6 +24,7 @@ import trial
 from onsa.engine.batches import micro_batches
 from onsa.engine.events import Evaluated, Saved, Stepped
 from onsa.programs.check import check
+from onsa.programs.forecast import build
 from onsa.programs.prepare import Prepared, prepare
 from onsa.programs.train import Finished, Measuring, train
 from onsa.sources.base import Cursor
@@ -114,7 +115,7 @@ def trainable(p: Prepared) -> Any:
 
 
 def decisions(p: Prepared) -> Any:
-    return [(d.name, d.applied, d.reason) for d in p.plan.decisions]
+    return [(d.name, d.applied, d.reason) for d in build(p).prepared.plan.decisions]
 
 
 def measured(p: Prepared) -> Any:
@@ -131,6 +132,21 @@ def deployed(p: Prepared) -> Any:
 def threads(p: Prepared) -> Any:
     trial.opened(p)
     return torch.get_num_threads()
+
+
+def ranks(p: Prepared) -> Any:
+    """How many processes there are, of how many threads."""
+    session: Any = trial.opened(p)
+    session.close()
+    return session.place.count, session.place.threads
+
+
+def held(p: Prepared) -> Any:
+    """What kinds of tensors a session's network is made of."""
+    session = trial.opened(p)
+    found = {type(parameter).__name__ for parameter in trial.network(session).parameters()}
+    session.close()
+    return found
 
 
 def language(p: Prepared) -> Any:
@@ -185,6 +201,9 @@ class Entry:
 
 CUT = {"train.max_length": 8}
 STOP = {"train.early_stop": {"patience": 1, "min_delta": 1000.0}, "train.eval_steps": 1, "train.max_steps": 4}
+NO_GPU = None if torch.cuda.is_available() else "no-gpu"
+RANKS = {"engine": {"kind": "torchrun", "processes": 1, "device": "cpu", "threads": 1}}
+LAST = {"accel.mode": "auto", "adaptation": {"kind": "last-layers", "blocks": 1}, "train.max_steps": 24}
 COSINE = {"schedule": {"kind": "cosine"}}
 STILL = {"schedule": {"kind": "plateau", "threshold": 0.5, "patience": 0, "shrink": 0.1}}
 TAGS = {"task": {"kind": "text-classification", "problem": "multi-label"}}
@@ -274,6 +293,7 @@ TABLE: dict[str, Entry] = {
     "regulariser:swa.every": Entry(3, deployed, before={"regulariser:swa.start": 0.0}),
     "source": Entry("nonsense", batches, refused="kind-unknown"),
     "source:dataset.shuffle": Entry(False, batches),
+    "source:dataset.window": Entry(4, batches),
     "optimizer": Entry("nonsense", groups, refused="kind-unknown"),
     "optimizer:*.lr": Entry(0.01, groups),
     "optimizer:*.lr_new": Entry(0.05, groups),
@@ -309,8 +329,12 @@ TABLE: dict[str, Entry] = {
     "schedule:plateau.threshold": Entry(0.0, rates_watched, before=STILL),
     "schedule:slanted-triangular.ratio": Entry(2.0, rates),
     "engine": Entry("nonsense", device, refused="kind-unknown"),
-    "engine:local.device": Entry("cuda", device, refused=None if torch.cuda.is_available() else "no-gpu"),
+    "engine:local.device": Entry("cuda", device, refused=NO_GPU),
     "engine:local.threads": Entry(2, threads),
+    "engine:torchrun.processes": Entry(2, ranks, before=RANKS),
+    "engine:torchrun.weights": Entry("sharded", held, before=RANKS),
+    "engine:torchrun.device": Entry("cuda", device, before=RANKS, refused=NO_GPU),
+    "engine:torchrun.threads": Entry(2, ranks, before=RANKS),
     "train.epochs": Entry(4, total, before={"train.max_steps": None}),
     "train.max_steps": Entry(5, total),
     "train.batch_tokens": Entry(40, batches, before={"train.batch_rows": None}),
@@ -330,6 +354,8 @@ TABLE: dict[str, Entry] = {
     "evaluate.answers": Entry(2, proved, "talks"),
     "evaluate.max_new_tokens": Entry(1, proved, "talks", {"optimizer.lr": 0.02, "train.max_steps": 20}),
     "accel.mode": Entry("off", decisions, before={"accel.mode": "auto"}),
+    "accel.states": Entry("fp16", losses, before=LAST),
+    "accel.states_gb": Entry(0.0, decisions, before=LAST),
     "accel.skip": Entry(["fused-optimizer"], decisions, before={"accel.mode": "auto"}),
     "seed": Entry(8, losses),
 }

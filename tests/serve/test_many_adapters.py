@@ -148,7 +148,8 @@ def test_heads_of_other_widths_get_networks_of_their_own(tiny_bert: Path, topics
     ]
     assert [len(answer["scores"]) for answer in found] == [3, 2, 3, 2]
     assert isinstance(open_adapters([adapter(one), adapter(other)]), Apart)
-    assert found[1]["scores"] == load_run(other.folder, parse_recipe(other.recipe)).predict(["rain"])[0]["scores"]
+    alone = load_run(other.folder, parse_recipe(other.recipe)).predict(["rain"])[0]["scores"]
+    assert found[1]["scores"] == pytest.approx(alone, rel=1e-6)  # one row or two at once: another order of sums
 
 
 def test_what_mixes_and_what_does_not(tiny_llama: Path, chat_jsonl: Path) -> None:

@@ -3,6 +3,8 @@
 A pass is a file with a ``NAME`` and three functions: ``refuse(plan)``, why it does not apply (or ``None``);
 ``rewrite(plan)``, the plan with the trick in it; and ``figures(plan)``, the numbers its message names. The plain plan
 is right and slow; every pass keeps its result, up to the order of floating-point sums, and a test holds it to that.
+
+Passes over rows decide as soon as the rows are known; passes over the network once it is loaded and adapted.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Literal
 
+from onsa.accel.anatomy import Anatomy
+from onsa.models.attention import FUSED
 from onsa.models.heads import Head
 from onsa.models.policy import Logits
-from onsa.spec.errors import Problem, RecipeError, unknown
 from onsa.spec.messages import say
 from onsa.spec.sections import Accel
 
@@ -40,9 +43,19 @@ class Plan:
     head, device, optimizer: what is trained, where, and by what.
     lengths: of the training rows, in tokens; ``supervised_share`` is the share of their tokens that train.
     plain_head: the model's logits are its head's output and nothing more.
+    epochs: how often each row is seen.
+    tokens: of the rows that are trained on or watched; ``rows`` is their number.
+    states, states_gb: the recipe's ``accel`` settings of those names.
+    anatomy: facts of the network, once it is there.
+    needed, free: bytes of memory that the run takes and that there are, once all else is decided.
     logits: where the vocabulary's logits are computed.
     blocks: how a step's rows are divided into what goes through the network at once.
     fused: use the optimizer's fused step.
+    head_rows: predictions whose logits are there at once; ``None`` is all of a micro-batch.
+    attention: the way to attend (:mod:`onsa.models.attention`), by name.
+    products: how adapted linear layers are computed.
+    recompute: compute what blocks keep for the way back anew there, in place of keeping it.
+    cuts: places in the network whose incoming states are kept on disk (:mod:`onsa.models.boundary`).
     """
 
     head: Head
@@ -51,24 +64,27 @@ class Plan:
     lengths: tuple[int, ...]
     supervised_share: float
     plain_head: bool
+    epochs: float = 1.0
+    rows: int = 0
+    tokens: int = 0
+    states: Literal["exact", "fp16"] = "exact"
+    states_gb: float = 20.0
+    anatomy: Anatomy | None = None
+    needed: int = 0
+    free: int = 0
     logits: Logits = "every-token"
     blocks: Literal["as-drawn", "like-lengths"] = "as-drawn"
     fused: bool = False
+    head_rows: int | None = None
+    attention: str = FUSED
+    products: Literal["modules", "one-operation"] = "modules"
+    recompute: bool = False
+    cuts: tuple[int, ...] = ()
     decisions: tuple[Decision, ...] = ()
 
 
 def decide(plan: Plan, accel: Accel, passes: Sequence[ModuleType]) -> Plan:
-    """The plan after every pass has had its say, in their order.
-
-    Raises:
-        RecipeError: ``accel.skip`` names a pass that does not exist.
-    """
-    names = [speed_pass.NAME for speed_pass in passes]
-    problems: list[Problem] = [
-        unknown("pass-unknown", name, names, key="accel.skip") for name in accel.skip if name not in names
-    ]
-    if problems:
-        raise RecipeError(problems)
+    """The plan after some passes have had their say, in their order."""
     for speed_pass in passes:
         name = speed_pass.NAME
         refusal: tuple[str, dict[str, Any]] | None

@@ -68,6 +68,7 @@ def plan(console: Console, checked: Checked) -> None:
         (decision.name, "✓" if decision.applied else "–", decision.why) for decision in prepared.plan.decisions
     ]
     console.print(table([say("plan-pass"), "", say("plan-why")], decisions))
+    console.print(say("plan-padding", share=f"{checked.padding:.1%}"))
     console.print()
     _forecast(console, checked)
 

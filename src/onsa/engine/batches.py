@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,12 +25,26 @@ def encode(task: Task, rows: Sequence[Row], tokenizer: Any, max_length: int) -> 
 
 def micro_batches(examples: Sequence[Example], plan: Plan, accumulate: int) -> list[Batch]:
     """A step's examples in at least ``accumulate`` micro-batches (as far as there are rows)."""
-    if plan.blocks == "like-lengths":
-        parts = like_lengths.blocks([len(example.token_T) for example in examples], plan.device, accumulate)
-    else:
-        rows = -(-len(examples) // accumulate)
-        parts = [list(range(start, min(start + rows, len(examples)))) for start in range(0, len(examples), rows)]
+    parts = _parts([len(example.token_T) for example in examples], plan, accumulate)
     return [collate([examples[index] for index in part]) for part in parts]
+
+
+def padding(steps: Iterable[Sequence[Example]], plan: Plan, accumulate: int) -> float:
+    """The share of what goes through the network that is padding, over some steps' examples."""
+    real = laid = 0
+    for examples in steps:
+        lengths = [len(example.token_T) for example in examples]
+        real += sum(lengths)
+        laid += sum(len(part) * max(lengths[index] for index in part) for part in _parts(lengths, plan, accumulate))
+    return 1 - real / laid if laid else 0.0
+
+
+def _parts(lengths: Sequence[int], plan: Plan, accumulate: int) -> list[list[int]]:
+    """The indices of a step's rows in each micro-batch."""
+    if plan.blocks == "like-lengths":
+        return like_lengths.blocks(lengths, plan.device, accumulate)
+    rows = -(-len(lengths) // accumulate)
+    return [list(range(start, min(start + rows, len(lengths)))) for start in range(0, len(lengths), rows)]
 
 
 def evaluation_batches(examples: Sequence[Example], plan: Plan) -> list[Batch]:

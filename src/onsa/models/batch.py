@@ -64,6 +64,37 @@ class Batch:
         ends_R = torch.tensor(self.length_R, device=self.target_M.device).cumsum(0)
         return torch.searchsorted(ends_R, self.predict_M, right=True)
 
+    def rows(self) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any] | None]]:
+        """Each row's tokens, and their types where there are pairs."""
+        ends = np.cumsum(self.length_R)[:-1]
+        tokens = np.split(self.token_N.cpu().numpy(), ends)
+        types = [None] * len(tokens) if self.type_N is None else np.split(self.type_N.cpu().numpy(), ends)
+        return list(zip(tokens, types, strict=True))
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """The first and the second half of the rows; there are two at least."""
+        cut = len(self.length_R) // 2
+        tokens = sum(self.length_R[:cut])
+        asked = cut if self.predict_M is None else int((self.predict_M < tokens).sum())
+        parts = []
+        for rows, places, predictions in (
+            (slice(None, cut), slice(None, tokens), slice(None, asked)),
+            (slice(cut, None), slice(tokens, None), slice(asked, None)),
+        ):
+            predict_M = None if self.predict_M is None else self.predict_M[predictions] - (places.start or 0)
+            parts.append(
+                Batch(
+                    token_N=self.token_N[places],
+                    length_R=self.length_R[rows],
+                    predict_M=predict_M,
+                    target_M=self.target_M[predictions],
+                    weight_M=self.weight_M[predictions],
+                    row_R=self.row_R[rows],
+                    type_N=None if self.type_N is None else self.type_N[places],
+                )
+            )
+        return parts[0], parts[1]
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         if self.token_N.device == device:

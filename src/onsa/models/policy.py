@@ -7,15 +7,18 @@ Shape legend: R rows, N tokens in one line, M predictions, C classes, V vocabula
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from onsa.models.batch import Batch
+from onsa.models.boundary import Boundary
 from onsa.models.lowering import Block, Layout, base_network, for_row_head, opening, packed, padded
+from onsa.models.vocabulary import LogProbs
 
 Logits = Literal["every-token", "supervised"]
 
@@ -26,8 +29,10 @@ class Policy:
 
     network: a transformers model, perhaps inside the wrapper of an adaptation.
     logits: compute the vocabulary's logits at every token, or only where a prediction is asked for.
+    head_rows: predictions whose logits are there at once, of a plain output layer; ``None`` is all.
     keep: a list that takes up the logits of every prediction that is asked for, in the order of asking.
     adapter_R: of a network that holds several adapters, PEFT's name of the one that answers each row.
+    boundary: what is kept of the network's lower part, where it begins in the middle.
     layout: rows beside each other, or (token heads of decoders) behind each other in one line.
     """
 
@@ -39,6 +44,8 @@ class Policy:
     adapter_R: tuple[str, ...] | None = None
     keep: list[Tensor] | None = None
     layout: Layout = "padded"
+    boundary: Boundary | None = None
+    head_rows: int | None = None
 
     def logprobs(self, batch: Batch, smoothing: float = 0.0) -> Tensor:
         """The log-probability of each asked-for token, ``logprob_M``, fp32.
@@ -46,12 +53,16 @@ class Policy:
         With smoothing, that share of it is the mean log-probability of all tokens (Szegedy et al. 2016, section 7).
         """
         assert batch.predict_M is not None
-        batch = batch.to(self.device)
-        with self._autocast():
+        with self._autocast(), self._begun(batch):
+            batch = batch.to(self.device)
             block = self._laid(batch)
             where_M = block.flat_N[batch.predict_M]
             if self.logits == "supervised":
-                logit_MV = base_network(self.network).get_output_embeddings()(self._hidden(block)[where_M])
+                hidden_MD, output = self._hidden(block)[where_M], base_network(self.network).get_output_embeddings()
+                if self.head_rows is not None and self.keep is None:
+                    settings = (batch.target_M, smoothing, self.head_rows)
+                    return cast(Tensor, LogProbs.apply(hidden_MD, output.weight, *settings))  # type: ignore[no-untyped-call]
+                logit_MV = output(hidden_MD)
             else:
                 logit_MV = block.network(**block.inputs).logits.flatten(0, 1)[where_M]
         logit_MV = self._kept(logit_MV.float())
@@ -60,7 +71,7 @@ class Policy:
     def classes(self, batch: Batch) -> Tensor:
         """The output of a row head, ``logit_RC``, fp32."""
         assert self.layout == "padded", "row heads read whole rows"
-        with self._autocast():
+        with self._autocast(), self._begun(batch):
             block = for_row_head(self.network, batch.to(self.device), self.pad_id)
             logit_RC: Tensor = block.network(**block.inputs, **self._mixed()).logits
         return self._kept(logit_RC.float())
@@ -111,6 +122,10 @@ class Policy:
         inner = base_network(self.network)
         hidden_RTD: Tensor = inner.get_submodule(inner.base_model_prefix)(**block.inputs).last_hidden_state
         return hidden_RTD.flatten(0, 1)
+
+    def _begun(self, batch: Batch) -> AbstractContextManager[None]:
+        """Within, the network begins where what is kept of this batch allows."""
+        return nullcontext() if self.boundary is None else self.boundary.crossing(batch)
 
     def _mixed(self) -> dict[str, Any]:
         return {} if self.adapter_R is None else {"adapter_names": list(self.adapter_R)}

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-from onsa.programs.forecast import Forecast, adapted, forecast, timed, work
+from onsa.engine.batches import padding
+from onsa.programs.forecast import Forecast, build, forecast, timed, work
 from onsa.programs.preflight import view
 from onsa.programs.prepare import Prepared, prepare
+from onsa.sources.base import Cursor
 from onsa.spec.errors import Level, MachineError, Problem
 from onsa.spec.recipe import Recipe
 
+PADDED_STEPS = 200
 Pieces = list[tuple[str, bool]]
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A preflight without errors in recipe or data, its forecast, and some rows as the model will read them."""
+    """A preflight without errors in recipe or data, its forecast, and some rows as the model will read them.
+
+    padding: the share of what goes through the network in the first steps that is padding.
+    """
 
     prepared: Prepared
     forecast: Forecast
     problems: tuple[Problem, ...]
+    padding: float
     views: list[Pieces] = field(default_factory=list)
 
     def stop_at_errors(self) -> None:
@@ -44,6 +53,7 @@ class Checked:
             "steps": prepared.total,
             "choices": [{"key": choice.key, "why": choice.why} for choice in prepared.choices],
             "passes": [{"name": d.name, "applied": d.applied, "why": d.why} for d in prepared.plan.decisions],
+            "padding": self.padding,
             "forecast": {**vars(seen), "memory": seen.memory},
             "problems": [problem.document() for problem in self.problems],
             "views": [[{"text": text, "trains": trains} for text, trains in pieces] for pieces in self.views],
@@ -61,13 +71,14 @@ def check(recipe: Recipe, timing: bool = True, rows: int = 3, progress: Callable
     Raises:
         OnsaError: the recipe, its data or its base stop a run from beginning.
     """
-    prepared = prepare(recipe, progress)
-    loaded, network = adapted(prepared)
-    seen = forecast(prepared, network)
+    built = build(prepare(recipe, progress))
+    prepared, seen = built.prepared, forecast(built)
     problem = seen.problem()
     problems = (*prepared.problems, problem) if problem else prepared.problems
     if problem is None or problem.level is not Level.ERROR:
-        session = prepared.engine.open(work(prepared, loaded, network))  # which refuses what this network cannot do
-        seen = timed(prepared, session, seen) if timing else seen
+        with closing(prepared.engine.open(work(built))) as session:  # which refuses what this network cannot do
+            seen = timed(prepared, session, seen) if timing else seen
     views = [view(example, prepared.tokenizer) for example in prepared.examples["train"][:rows]]
-    return Checked(prepared, seen, problems, views)
+    steps = islice((found for found, _ in prepared.source.steps(prepared.feed, Cursor())), PADDED_STEPS)
+    padded = padding(steps, prepared.plan, prepared.recipe.train.accumulate)
+    return Checked(prepared, seen, problems, padded, views)

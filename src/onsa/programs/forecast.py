@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, cast
 
@@ -16,11 +16,14 @@ import psutil
 import torch
 from torch import nn
 
+from onsa.accel.anatomy import Subject, examine
+from onsa.accel.passes import MEMORY, NETWORK
+from onsa.accel.plan import decide
 from onsa.engine.batches import micro_batches
 from onsa.engine.sessions.base import Session, Work
 from onsa.models.blocks import depths
 from onsa.models.heads import Head
-from onsa.models.load import Loaded, load
+from onsa.models.load import load
 from onsa.models.quantize import count, held_bytes, is_quantised
 from onsa.objectives.base import Objective
 from onsa.optim.optimizers.base import Optimizer
@@ -61,8 +64,22 @@ class Forecast:
         return Problem("memory-short", values, key="train.accumulate", level=level)
 
 
-def adapted(prepared: Prepared) -> tuple[Loaded, nn.Module]:
-    """The base as loaded, and the network as it will train, with trainable parameters marked.
+@dataclass(frozen=True)
+class Built:
+    """A run with its network.
+
+    prepared: with a plan in which every pass has decided.
+    network: as it will train, with what trains marked.
+    new: names of the parameters that the base did not have.
+    """
+
+    prepared: Prepared
+    network: nn.Module
+    new: frozenset[str]
+
+
+def build(prepared: Prepared) -> Built:
+    """Load the base and adapt it, and let the passes over the network decide.
 
     Raises:
         RecipeError: the adaptation or the optimizer has a setting that does not fit this network.
@@ -72,17 +89,36 @@ def adapted(prepared: Prepared) -> tuple[Loaded, nn.Module]:
     torch.manual_seed(recipe.seed)
     network = prepared.adaptation.apply(loaded.network, task.head, loaded.new, prepared.total)
     cast(Optimizer, recipe.optimizer).groups(network, loaded.new, prepared.adaptation.staged)  # for what it refuses
-    return loaded, network
+    plan = prepared.plan
+    if recipe.accel.mode != "off":
+        plan = replace(plan, anatomy=examine(_subject(prepared, network)))
+    built = Built(replace(prepared, plan=decide(plan, recipe.accel, NETWORK)), network, loaded.new)
+    seen = forecast(built)
+    plan = decide(replace(built.prepared.plan, needed=seen.memory, free=seen.free), recipe.accel, MEMORY)
+    return replace(built, prepared=replace(prepared, plan=plan))
 
 
-def work(prepared: Prepared, loaded: Loaded, network: nn.Module) -> Work:
-    """What a session needs to train this network."""
-    recipe = prepared.recipe
-    return Work(
+def _subject(prepared: Prepared, network: nn.Module) -> Subject:
+    return Subject(
         network=network,
+        head=prepared.task.head,
+        adaptation=prepared.adaptation,
+        config=prepared.base.config,
+        lengths=prepared.plan.lengths,
+        total=prepared.total,
+        device=prepared.plan.device,
+        precision=prepared.recipe.train.precision or "fp32",
+    )
+
+
+def work(built: Built) -> Work:
+    """What a session needs to train this network."""
+    prepared, recipe = built.prepared, built.prepared.recipe
+    return Work(
+        network=built.network,
         adaptation=prepared.adaptation,
         regularisers=cast(tuple[Regulariser, ...], recipe.regulariser),
-        new=loaded.new,
+        new=built.new,
         pad_id=prepared.tokenizer.pad_token_id,
         plan=prepared.plan,
         optimizer=cast(Optimizer, recipe.optimizer),
@@ -91,45 +127,72 @@ def work(prepared: Prepared, loaded: Loaded, network: nn.Module) -> Work:
         clip=recipe.train.clip,
         seed=recipe.seed,
         total=prepared.total,
+        base=f"{prepared.base.sha256} {recipe.model.quantize}",
+        sides=(prepared.examples["train"], prepared.examples["validation"]),
     )
 
 
-def forecast(prepared: Prepared, network: nn.Module) -> Forecast:
+def forecast(built: Built) -> Forecast:
     """Memory from counting; no step is run."""
+    prepared, network = built.prepared, built.network
     recipe = prepared.recipe
     bf16, state = recipe.train.precision == "bf16", cast(Optimizer, recipe.optimizer).state_bytes
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     quantised = [p for p in network.parameters() if is_quantised(p)]
     frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad and not is_quantised(p))
-    config = prepared.base.config
-    width, layers = int(config.get("hidden_size", 768)), int(config.get("num_hidden_layers", 12))
-    inner = int(config.get("intermediate_size", 4 * width))
-    rows, longest, predictions = _largest(prepared)
-    longest += prepared.adaptation.places()
-    layers = _kept_blocks(prepared, network, layers)
+    processes, (held, resting) = prepared.engine.copies.processes, _held(prepared, network)
     regularisers = cast(tuple[Regulariser, ...], recipe.regulariser)
     value = 2 if bf16 else 4
-    # Norms and the residual stream stay in fp32 under autocast; the feed-forward part's inner values do not.
-    activations = rows * longest * layers * (KEPT_VECTORS * width * 4 + 3 * inner * value)
-    activations += rows * int(config.get("num_attention_heads", 12)) * longest * longest * layers * value
-    if prepared.task.head is Head.TOKENS:
-        activations += predictions * int(config.get("vocab_size", 0)) * 3 * 4
-    activations *= max((regulariser.passes for regulariser in regularisers), default=1)
     if prepared.plan.device == "cuda":
         free = torch.cuda.mem_get_info()[0]
     else:
         free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
     return Forecast(
         weights=sum(map(held_bytes, quantised))
-        + frozen * value
-        + trainable * (6 if bf16 else 4),  # autocast keeps a bf16 copy of what trains
-        training=trainable * (4 + state + 4 * sum(r.copies for r in regularisers)),  # a gradient, a state, and copies
-        activations=activations,
-        runtime=RUNTIME_BYTES,
+        + resting * value
+        + held * (6 if bf16 else 4),  # autocast keeps a bf16 copy of what trains
+        training=held * (4 + state + 4 * sum(r.copies for r in regularisers)),  # a gradient, a state, and copies
+        activations=processes
+        * _activations(prepared, network, value)
+        * max((r.passes for r in regularisers), default=1),
+        runtime=processes * RUNTIME_BYTES,
         free=free,
         trainable=trainable,
         parameters=trainable + frozen + sum(map(count, quantised)),
     )
+
+
+def _held(prepared: Prepared, network: nn.Module) -> tuple[int, int]:
+    """The values that train, and those that rest (unless quantised), as often as the memory that counts holds them."""
+    copies, (depth, top) = prepared.engine.copies, depths(network)
+    held = resting = 0.0
+    for name, parameter in network.named_parameters():
+        times = copies.blocks if 0 < depth(name) < top else copies.outside
+        if parameter.requires_grad:
+            held += parameter.numel() * times
+        elif not is_quantised(parameter):
+            resting += parameter.numel() * min(1.0, times)  # the processes of a CPU share it
+    return int(held), int(resting)
+
+
+def _activations(prepared: Prepared, network: nn.Module, value: int) -> int:
+    """Bytes that the largest micro-batch keeps for the way back.
+
+    Args:
+        value: bytes of a number in the run's precision.
+    """
+    config, plan = prepared.base.config, prepared.plan
+    width, layers = int(config.get("hidden_size", 768)), int(config.get("num_hidden_layers", 12))
+    inner, heads = int(config.get("intermediate_size", 4 * width)), int(config.get("num_attention_heads", 12))
+    vocabulary = int(config.get("vocab_size", 0)) if prepared.task.head is Head.TOKENS else 0
+    rows, longest, predictions = _largest(prepared)
+    longest += prepared.adaptation.places()
+    layers = _kept_blocks(prepared, network, layers)
+    # Norms and the residual stream stay in fp32 under autocast; the feed-forward part's inner values do not.
+    block = rows * longest * (KEPT_VECTORS * width * 4 + 3 * inner * value) + rows * heads * longest**2 * value
+    kept = layers * rows * longest * width * 4 + block if plan.recompute else layers * block
+    at_once = predictions if plan.head_rows is None else min(predictions, plan.head_rows)
+    return kept + at_once * vocabulary * 3 * 4 + (predictions * width * 4 if at_once < predictions else 0)
 
 
 def timed(prepared: Prepared, session: Session, seen: Forecast, steps: int = 3) -> Forecast:

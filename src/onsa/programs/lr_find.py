@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -19,7 +20,7 @@ from onsa.evaluate.report.rates import sweep_page
 from onsa.objectives.base import Objective
 from onsa.optim.optimizers.base import Optimizer
 from onsa.optim.schedules.base import Schedule
-from onsa.programs.forecast import adapted, forecast, work
+from onsa.programs.forecast import build, forecast, work
 from onsa.programs.prepare import Prepared, prepare
 from onsa.programs.resolve import steps_an_epoch
 from onsa.sources.base import Cursor
@@ -174,31 +175,31 @@ def _swept(prepared: Prepared, sweep: Sweep) -> tuple[list[float], list[float], 
     """Rates, losses and smoothed losses, up to where the loss runs away; and whether anything new trains."""
     lr = cast(Optimizer, prepared.recipe.optimizer).lr
     assert lr is not None, "a resolved recipe has a learning rate"
-    loaded, network = adapted(prepared)
-    problem = forecast(prepared, network).problem()
+    built = build(prepared)
+    prepared, problem = built.prepared, forecast(built).problem()
     if problem is not None and problem.level is Level.ERROR:
         raise MachineError(problem)
     rising = Rising(low=sweep.low / lr, high=sweep.high / lr)
-    session = prepared.engine.open(replace(work(prepared, loaded, network), schedule=rising))
     objective = cast(Objective, prepared.recipe.objective)
     rates: list[float] = []
     losses: list[float] = []
     smooth: list[float] = []
     mean, new = 0.0, False
-    for examples, at in prepared.source.steps(prepared.feed, Cursor()):
-        try:
-            batches = micro_batches(examples, prepared.plan, prepared.recipe.train.accumulate)
-            loss = session.forward_backward(batches, objective)["loss"]
-            moved = session.step()
-        except TrainingError:  # a loss or a gradient that is not finite
-            if len(rates) < FEWEST:
-                raise
-            break
-        new = "new" in moved.rates
-        mean = KEPT * mean + (1 - KEPT) * loss
-        rates.append(moved.lr)
-        losses.append(loss)
-        smooth.append(mean / (1 - KEPT**at.step))
-        if not math.isfinite(smooth[-1]) or (len(smooth) > FEWEST and smooth[-1] > DIVERGED * min(smooth)):
-            break
+    with closing(prepared.engine.open(replace(work(built), schedule=rising))) as session:
+        for examples, at in prepared.source.steps(prepared.feed, Cursor()):
+            try:
+                batches = micro_batches(examples, prepared.plan, prepared.recipe.train.accumulate)
+                loss = session.forward_backward(batches, objective)["loss"]
+                moved = session.step()
+            except TrainingError:  # a loss or a gradient that is not finite
+                if len(rates) < FEWEST:
+                    raise
+                break
+            new = "new" in moved.rates
+            mean = KEPT * mean + (1 - KEPT) * loss
+            rates.append(moved.lr)
+            losses.append(loss)
+            smooth.append(mean / (1 - KEPT**at.step))
+            if not math.isfinite(smooth[-1]) or (len(smooth) > FEWEST and smooth[-1] > DIVERGED * min(smooth)):
+                break
     return rates, losses, smooth, new

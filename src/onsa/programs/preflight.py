@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -57,7 +57,7 @@ def _tools(task: Chat, dataset: Dataset, tokenizer: Any) -> list[Problem]:
 
 
 def tokens(
-    recipe: Recipe, dataset: Dataset, examples: dict[str, list[Example]], tokenizer: Any, context: int
+    recipe: Recipe, dataset: Dataset, examples: Mapping[str, Sequence[Example]], tokenizer: Any, context: int
 ) -> list[Problem]:
     """Rows that were cut, rows of which nothing trains, and how much of the text trains."""
     found: list[Problem] = []

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, cast
 
-from onsa.accel.passes import PASSES
+from onsa.accel.passes import ROWS, check_names
 from onsa.accel.plan import Plan, decide
 from onsa.adaptations.base import Adaptation
 from onsa.data.dataset import load_dataset, load_rows, read_tables
@@ -19,6 +19,7 @@ from onsa.data.quality import balance, examine
 from onsa.data.table import Dataset, Row
 from onsa.engine.batches import encode
 from onsa.engine.sessions.base import Engine
+from onsa.engine.tokenised import tokenised
 from onsa.models.batch import Example
 from onsa.models.fetch import Located, locate
 from onsa.models.load import load_tokenizer, tokenizer_hash
@@ -50,6 +51,7 @@ class Prepared:
     """A run that could begin.
 
     examples: encoded rows by side of the split.
+    plan: as far as rows decide it; :func:`onsa.programs.forecast.build` has the passes over the network decide.
     total: optimizer steps of the whole run.
     choices: the defaults that were chosen, with reasons; ``problems``: warnings and notes of the preflight.
     """
@@ -58,7 +60,7 @@ class Prepared:
     base: Located
     dataset: Dataset
     tokenizer: Any
-    examples: dict[str, list[Example]]
+    examples: Mapping[str, Sequence[Example]]
     plan: Plan
     total: int
     choices: tuple[Choice, ...]
@@ -99,6 +101,7 @@ def prepare(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Pr
         RecipeError, DataError, ModelError, MachineError: whatever stands in the way of training, all that can be told
             at once.
     """
+    check_names(recipe.accel)
     tables = read_tables(recipe.data)
     recipe, choices = with_task(recipe, profile(tables["train"]))
     given = load_rows(recipe.data, cast(Task, recipe.task), tables)
@@ -120,19 +123,20 @@ def prepare(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Pr
     _stop_at_errors(problems)
     context = _context(base, cast(Adaptation, recipe.adaptation))
     longest = recipe.train.max_length or context
-    examples = {side: encode(task, rows, tokenizer, longest) for side, rows in dataset.sides.items()}
+    encoded = encode if recipe.accel.mode == "off" else tokenised
+    examples = {side: encoded(task, rows, tokenizer, longest) for side, rows in dataset.sides.items()}
     lengths = {side: [len(example.token_T) for example in found] for side, found in examples.items()}
     recipe, more = with_training(recipe, lengths["train"], max([1, *chain(*lengths.values())]), context)
     choices += more
     cut_at = recipe.train.max_length or context
     if cut_at < longest:
-        examples = {side: encode(task, rows, tokenizer, cut_at) for side, rows in dataset.sides.items()}
+        examples = {side: encoded(task, rows, tokenizer, cut_at) for side, rows in dataset.sides.items()}
     problems += preflight.tokens(recipe, dataset, examples, tokenizer, context)
     _stop_at_errors(problems)
     recipe = with_rhythm(recipe, steps_an_epoch(recipe.train, [len(e.token_T) for e in examples["train"]]))
-    plan = _plan(recipe, base, examples["train"])
     feed = Feed(examples["train"], recipe.train, recipe.seed)
     total = cast(Source, recipe.source).total(feed)
+    plan = _plan(recipe, base, examples, total)
     return Prepared(recipe, base, dataset, tokenizer, examples, plan, total, tuple(choices), tuple(problems))
 
 
@@ -141,18 +145,24 @@ def _fitted(task: Task, given: dict[str, list[Row]]) -> Task:
     return task.fit(usable) if usable else task
 
 
-def _plan(recipe: Recipe, base: Located, examples: list[Example]) -> Plan:
-    task, optimizer = cast(Task, recipe.task), recipe.optimizer
-    lengths = tuple(len(example.token_T) for example in examples)
+def _plan(recipe: Recipe, base: Located, examples: Mapping[str, Sequence[Example]], total: int) -> Plan:
+    task, optimizer, train = cast(Task, recipe.task), recipe.optimizer, examples["train"]
+    lengths = tuple(len(example.token_T) for example in train)
+    seen = [*lengths, *(len(example.token_T) for example in examples["validation"])]
     plain = Plan(
         head=task.head,
         device=cast(Engine, recipe.engine).place(),
         optimizer=optimizer.kind if optimizer else "",
         lengths=lengths,
-        supervised_share=sum(example.supervised for example in examples) / max(1, sum(lengths)),
+        supervised_share=sum(example.supervised for example in train) / max(1, sum(lengths)),
         plain_head=not any(base.config.get(name) for name in SHAPED_HEADS),
+        epochs=total / steps_an_epoch(recipe.train, lengths),
+        rows=len(seen),
+        tokens=sum(seen),
+        states=recipe.accel.states,
+        states_gb=recipe.accel.states_gb,
     )
-    return decide(plain, recipe.accel, PASSES)
+    return decide(plain, recipe.accel, ROWS)
 
 
 def _context(base: Located, adaptation: Adaptation) -> int:

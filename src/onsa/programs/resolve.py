@@ -227,7 +227,8 @@ def misfits(recipe: Recipe) -> list[Problem]:
     if recipe.model.quantize is not None and not (adaptation.adapter or adaptation.keeps_base):
         values = {"adaptation": adaptation.kind, "value": recipe.model.quantize}
         found.append(Problem("quantize-trains-base", values, key="model.quantize"))
-    return found
+    refused = cast(Engine, recipe.engine).refuse(adaptation, optimizer, recipe.model.quantize)
+    return [*found, refused] if refused else found
 
 
 def steps_an_epoch(train: Train, lengths: Sequence[int]) -> int:

@@ -9,20 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
-
 from onsa.engine import checkpoint, loop
 from onsa.engine.events import Begun, Evaluated, Event, Stepped
 from onsa.engine.sessions.base import Session
 from onsa.evaluate.document import Document, headline, read_document, write_document
 from onsa.objectives.base import Objective
 from onsa.optim.optimizers.base import Optimizer
-from onsa.programs.forecast import Forecast, adapted, forecast, work
+from onsa.programs.forecast import Built, Forecast, build, forecast, work
 from onsa.programs.history import Journal, read_history
 from onsa.programs.measure import document, measure
 from onsa.programs.preflight import places
 from onsa.programs.prepare import Prepared, prepare
 from onsa.programs.report import METRICS, REPORT, write_report
+from onsa.programs.verify import verify
 from onsa.regularisers.base import Regulariser
 from onsa.serve.predictor import MODEL
 from onsa.spec.errors import Level, MachineError, OnsaError, Problem, StoreError, TrainingError
@@ -89,44 +88,50 @@ def finish(recipe: Recipe, fresh: bool = False) -> Run:
 
 
 def _run(store: Store, run: Run | None, prepared: Prepared) -> Generator[Told, None, None]:
-    loaded, network = adapted(prepared)
+    if prepared.recipe.accel.mode == "verify":
+        verify(prepared)
+    built = build(prepared)
+    prepared = built.prepared
     # Both before there is a run, so that one that cannot begin leaves none behind.
-    seen = _fitting(prepared, network)
-    session = prepared.engine.open(work(prepared, loaded, network))
+    seen = _fitting(built)
+    session = prepared.engine.open(work(built))
     resumed = run is not None
     run = store.start(run or _created(store, prepared))
     with _stated(store, run):
-        write_text(run.folder / RECIPE, prepared.recipe.dump())
-        yield Opened(run, prepared, resumed)
-        job = loop.Job(
-            session=session,
-            source=prepared.source,
-            feed=prepared.feed,
-            task=prepared.task,
-            objective=cast(Objective, prepared.recipe.objective),
-            plan=prepared.plan,
-            validation=prepared.examples["validation"],
-            checkpoints=run.folder / "checkpoints",
-        )
-        stopped = yield from _followed(store, run, prepared, job)
-        yield Measuring(run, stopped)
-        _keep_best(session, prepared, run, job.checkpoints)
+        try:
+            write_text(run.folder / RECIPE, prepared.recipe.dump())
+            yield Opened(run, prepared, resumed)
+            job = loop.Job(
+                session=session,
+                source=prepared.source,
+                feed=prepared.feed,
+                task=prepared.task,
+                objective=cast(Objective, prepared.recipe.objective),
+                plan=prepared.plan,
+                validation=prepared.examples["validation"],
+                checkpoints=run.folder / "checkpoints",
+            )
+            stopped = yield from _followed(store, run, prepared, job)
+            yield Measuring(run, stopped)
+            _keep_best(session, prepared, run, job.checkpoints)
+        finally:
+            session.close()
         told = read_history(run.folder)
         told.parameters, told.trainable = seen.parameters, seen.trainable
-        del session, job, network, loaded  # the base is loaded anew to be measured: two at once need not fit
+        del session, job, built  # the base is loaded anew to be measured: two at once need not fit
         gc.collect()  # a network holds itself in cycles
         found = document(prepared, run, told, measure(prepared, run.folder))
         run = publish_run(store, run, found)
     yield Finished(run, found)  # out here, where a caller that stops listening no longer pauses the run
 
 
-def _fitting(prepared: Prepared, network: nn.Module) -> Forecast:
+def _fitting(built: Built) -> Forecast:
     """The forecast of a run that fits into memory and onto the disk.
 
     Raises:
         MachineError: it does not.
     """
-    seen = forecast(prepared, network)
+    prepared, seen = built.prepared, forecast(built)
     problem = seen.problem()
     if problem is not None and problem.level is Level.ERROR:
         raise MachineError(problem)
@@ -211,7 +216,7 @@ def _keep_best(session: Session, prepared: Prepared, run: Run, checkpoints: Path
         return
     draft.mkdir(exist_ok=True)
     with explained(run.folder, 0):
-        prepared.adaptation.save(session.models.policy.network, prepared.tokenizer, draft)
+        prepared.adaptation.save(session.network(), prepared.tokenizer, draft)
         publish(draft, final)
 
 

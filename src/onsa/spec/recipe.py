@@ -75,8 +75,12 @@ class Recipe(Section):
         return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True, width=100)
 
     def identity(self, data_hash: str, base_hash: str) -> str:
-        """The run's identity: one SHA-256 over the resolved recipe and the hashes of its data and base weights."""
+        """The run's identity: one SHA-256 over the resolved recipe and the hashes of its data and base weights.
+
+        Where its steps run does not count: a run may go on elsewhere.
+        """
         said = self.document()
+        said.pop("engine", None)
         for section, keys in PLACES.items():  # where files lie does not count: what is in them does
             said[section] = {key: value for key, value in said[section].items() if key not in keys}
         payload = json.dumps([said, data_hash, base_hash], sort_keys=True, ensure_ascii=False)

@@ -169,11 +169,20 @@ class Evaluate(Section):
 
 
 class Accel(Section):
-    """Speed passes: ``auto`` lets each decide, ``off`` is the plain path; ``skip`` leaves some out by name."""
+    """Speed passes.
+
+    mode: ``auto`` lets each decide, ``off`` is the plain path, and ``verify`` computes a run's first step both ways
+        before it begins, and stops where they differ.
+    skip: passes to leave out, by name.
+    states: hold the hidden states of frozen layers as they were computed (``exact``), or in half the room (``fp16``).
+    states_gb: room on disk that such states may take, of all runs together, in GB.
+    """
 
     shorthand: ClassVar[str] = "mode"
-    mode: Literal["auto", "off"] = "auto"
+    mode: Literal["auto", "off", "verify"] = "auto"
     skip: tuple[str, ...] = ()
+    states: Literal["exact", "fp16"] = "exact"
+    states_gb: Annotated[float, Field(ge=0)] = 20.0
 
     @model_validator(mode="before")
     @classmethod

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from onsa.accel.plan import Plan
 from onsa.adaptations.base import Adaptation
@@ -18,6 +18,7 @@ from onsa.optim.optimizers.base import Optimizer
 from onsa.optim.schedules.base import Schedule
 from onsa.regularisers.base import Regulariser
 from onsa.spec.component import Component
+from onsa.spec.errors import Problem
 from onsa.tasks.base import Outcome, Task
 
 
@@ -28,6 +29,8 @@ class Work:
     network: adapted, its trainable parameters marked; ``new`` names those that the base did not have.
     adaptation, regularisers: what they do in a step, they are asked for.
     total: optimizer steps of the whole run, which the schedule spans.
+    base: what the network's frozen values are known by.
+    sides: the rows that steps and evaluations will ask for, as far as they are known.
     """
 
     network: nn.Module
@@ -42,6 +45,8 @@ class Work:
     clip: float | None
     seed: int
     total: int
+    base: str
+    sides: tuple[Sequence[Example], ...]
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,40 @@ class Moved:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Copies:
+    """How often values are held in the memory of one device, or in this machine's where the device is the CPU.
+
+    processes: that share this memory.
+    blocks, outside: of a network's blocks, and of what lies outside them, for each value that trains.
+    """
+
+    processes: int = 1
+    blocks: float = 1.0
+    outside: float = 1.0
+
+
 class Session(ABC):
     """Steps on some device or devices."""
 
     models: Models
 
+    def network(self) -> nn.Module:
+        """The network, whole, with the values of what trains as they are now."""
+        found: nn.Module = self.models.policy.network
+        return found
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what is held beside this process' memory; the session takes no more steps."""
+
     @abstractmethod
     def forward_backward(self, batches: Sequence[Batch], objective: Objective) -> dict[str, float]:
         """Gradients of the sum of the batches' losses; returns means over their weight (``loss`` and more)."""
+
+    @abstractmethod
+    def gradient(self, batches: Sequence[Batch], objective: Objective) -> tuple[float, dict[str, Tensor]]:
+        """The mean loss of some batches and its gradient by name, without dropout or noise; nothing moves."""
 
     @abstractmethod
     def step(self) -> Moved:
@@ -90,6 +121,15 @@ class Engine(Component):
     @abstractmethod
     def place(self) -> str:
         """``cpu`` or ``cuda``: where the steps will run."""
+
+    @property
+    def copies(self) -> Copies:
+        """How often a run's values are held where :meth:`place` says."""
+        return Copies()
+
+    def refuse(self, adaptation: Adaptation, optimizer: Optimizer, quantize: str | None) -> Problem | None:
+        """Why steps of this kind cannot run here, if so."""
+        return None
 
     @abstractmethod
     def open(self, work: Work) -> Session:

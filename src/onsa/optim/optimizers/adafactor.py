@@ -23,6 +23,7 @@ class Adafactor(Optimizer):
 
     kind: ClassVar[str] = "adafactor"
     state_bytes: ClassVar[int] = 0  # a row and a column of each matrix
+    valuewise: ClassVar[bool] = False
     times: ClassVar[float] = 30.0  # the root mean square of a transformer's matrices is about 1/30
     beta2_decay: Annotated[float, Field(lt=0)] = -0.8
     least: Annotated[float, Field(gt=0)] = 1e-3

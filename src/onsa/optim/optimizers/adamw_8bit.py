@@ -22,6 +22,7 @@ class AdamW8bit(Optimizer):
 
     kind: ClassVar[str] = "adamw-8bit"
     state_bytes: ClassVar[int] = 2
+    valuewise: ClassVar[bool] = False
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
 

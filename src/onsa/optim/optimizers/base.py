@@ -34,13 +34,15 @@ class Optimizer(Component):
 
     ``state_bytes`` is what is kept beside each value that trains, at most; ``times`` turns a usual rate, which is one
     of AdamW's, into one of this kind; ``schedule`` is the schedule where a recipe names none; ``hidden_apart`` tells
-    whether matrices of the blocks form groups of their own.
+    whether matrices of the blocks form groups of their own; ``valuewise`` whether each value moves by its own gradient
+    and its own state alone, so that a part of a matrix moves as it would in the whole.
     """
 
     state_bytes: ClassVar[int] = 8
     times: ClassVar[float] = 1.0
     schedule: ClassVar[str] = "linear"
     hidden_apart: ClassVar[bool] = False
+    valuewise: ClassVar[bool] = True
 
     lr: Annotated[float, Field(gt=0)] | None = None
     lr_new: Annotated[float, Field(gt=0)] | None = None

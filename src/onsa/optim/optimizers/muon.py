@@ -24,6 +24,7 @@ class Muon(Optimizer):
 
     kind: ClassVar[str] = "muon"
     hidden_apart: ClassVar[bool] = True
+    valuewise: ClassVar[bool] = False
     momentum: Beta = 0.95
     nesterov: bool = True
     betas: tuple[Beta, Beta] = (0.9, 0.999)

@@ -1,0 +1,161 @@
+"""Anatomy: what passes need to know of a network that is to be trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onsa.adaptations.base import Adaptation
+from onsa.models import attention
+from onsa.models.batch import Batch
+from onsa.models.boundary import HIDDEN, crosses, cut_of
+from onsa.models.heads import Head
+from onsa.models.lowering import base_network, for_row_head, padded
+from onsa.models.products import layers
+from onsa.models.strata import Strata
+
+LOOKS = 64  # places of a run at which it is looked how far down a staged method trains
+AT_ONCE = 1024  # tokens for which attention is timed
+SAME = 1e-4  # how far apart logits may be that are the same but for rounding
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Facts of a network.
+
+    blocks: how many repeated layers it has; ``width`` is that of its hidden states.
+    stages: for each cut at which training begins at some time (``None``: nothing below can be left out), its share of
+        the run's steps.
+    reads: what a head reads of its base's results, if the network can begin at these cuts; else ``None``.
+    plain_products, products: adapted linear layers in LoRA's plain form, and all.
+    vocabulary: tokens that a plain linear output layer scores; 0 where the head is another.
+    recomputes: whether its blocks can compute anew what they would keep for the way back.
+    attention: seconds that each way to attend takes here, of those that give this network's own results.
+    """
+
+    blocks: int
+    width: int
+    stages: tuple[tuple[int | None, float], ...]
+    reads: str | None = HIDDEN
+    plain_products: int = 0
+    products: int = 0
+    vocabulary: int = 0
+    attention: Mapping[str, float] = field(default_factory=dict)
+    recomputes: bool = False
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Where training begins at some time, from below."""
+        return tuple(sorted(cut for cut, _ in self.stages if cut is not None))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network that is looked at, with how it is to be trained.
+
+    lengths: of the training rows, in tokens.
+    total: optimizer steps of the run.
+    """
+
+    network: nn.Module
+    head: Head
+    adaptation: Adaptation
+    config: Mapping[str, Any]
+    lengths: Sequence[int]
+    total: int
+    device: str
+    precision: str
+
+
+def examine(subject: Subject) -> Anatomy:
+    """The facts of an adapted network, which is left as it was."""
+    network = subject.network
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        strata = Strata.of(network)
+        stages = _stages(subject, strata)
+        cuts = [cut for cut, _ in stages if cut is not None]
+        plain, products = layers(network)
+        return Anatomy(
+            blocks=len(strata.blocks),
+            width=int(subject.config.get("hidden_size") or 0),
+            stages=stages,
+            reads=crosses(network, strata, cuts) if cuts else HIDDEN,
+            plain_products=len(plain),
+            products=products,
+            vocabulary=_vocabulary(subject),
+            attention=_attention(subject),
+            recomputes=bool(getattr(base_network(network), "supports_gradient_checkpointing", False)),
+        )
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _vocabulary(subject: Subject) -> int:
+    output = base_network(subject.network).get_output_embeddings() if subject.head is Head.TOKENS else None
+    return output.weight.shape[0] if type(output) is nn.Linear and output.bias is None else 0
+
+
+def _attention(subject: Subject) -> dict[str, float]:
+    """Times of the ways to attend that change nothing, the network's own among them; none where it has another one."""
+    network, config = subject.network, subject.config
+    if attention.used(network) != attention.FUSED or not config.get("num_attention_heads"):
+        return {}
+    heads = int(config["num_attention_heads"])
+    tokens = max(1, sorted(subject.lengths)[len(subject.lengths) // 2]) if subject.lengths else 1
+    shape = attention.Shape(
+        rows=max(1, AT_ONCE // tokens),
+        tokens=tokens,
+        heads=heads,
+        shared=int(config.get("num_key_value_heads") or heads),
+        width=int(config.get("head_dim") or config["hidden_size"] // heads),
+    )
+    dtype = torch.bfloat16 if subject.precision == "bf16" else torch.float32
+    own = _said(subject)
+    usable = [attention.FUSED]
+    for way in attention.WAYS:
+        try:
+            attention.use(network, way)
+            found = _said(subject)
+            if float((found - own).norm() / own.norm()) <= SAME:
+                usable.append(way)
+        except (ValueError, RuntimeError, TypeError, AttributeError):
+            pass  # a network that does not let itself be told how to attend
+        finally:
+            attention.use(network, attention.FUSED)
+    known = attention.times(shape, subject.device, dtype)
+    return {way: known[way] for way in usable}
+
+
+@torch.no_grad()
+def _said(subject: Subject) -> Tensor:
+    """What a network says to two rows of unlike length, laid out as in training; of padding nothing."""
+    tokens, longest = 5, 3
+    token_N = torch.arange(1, tokens + longest + 1, device=next(subject.network.parameters()).device)
+    target_M = torch.zeros(2, dtype=torch.long)
+    batch = Batch(token_N, (tokens, longest), None, target_M, torch.ones(2), (0, 1))
+    block = (for_row_head if subject.head is Head.ROWS else padded)(subject.network, batch, 0)
+    logits: Tensor = block.network(**block.inputs).logits
+    return logits if subject.head is Head.ROWS else logits.flatten(0, 1)[block.flat_N]
+
+
+def _stages(subject: Subject, strata: Strata) -> tuple[tuple[int | None, float], ...]:
+    network, adaptation, total = subject.network, subject.adaptation, subject.total
+    if not adaptation.staged:
+        return ((cut_of(network, strata), 1.0),)
+    trains = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    steps = {round(look * (total - 1) / (LOOKS - 1)) for look in range(LOOKS)}
+    found: Counter[int | None] = Counter()
+    for step in sorted(steps):
+        adaptation.before_step(network, step, total)
+        found[cut_of(network, strata)] += 1
+    for parameter, mark in trains:
+        parameter.requires_grad_(mark)
+    return tuple((cut, count / len(steps)) for cut, count in found.items())

@@ -1,0 +1,146 @@
+"""Attention: other ways to compute what a network computes with its library's fused kernel.
+
+``softmax(s · q kᵀ + mask) v`` (Vaswani et al. 2017, eq. 1), as two batched matrix products: heads that share keys and
+values are one product, so these are not repeated. And without a mask, where tokens see only those before them and
+padding comes last: what a row's own tokens see is then the same. Which way is fastest depends on shapes and processor,
+so it is measured.
+
+Shape legend: R rows, H heads, K heads of keys and values, G heads that share them (H = K · G), T queries, S keys,
+D width of a head.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from onsa.models.lowering import base_network
+from onsa.store.atomic import write_text
+from onsa.store.home import home
+
+FUSED = "sdpa"  # transformers' name of the library's own kernel
+PRODUCTS, CAUSAL, CAUSAL_PRODUCTS = "onsa_products", "onsa_causal", "onsa_causal_products"
+WAYS = (CAUSAL_PRODUCTS, CAUSAL, PRODUCTS)
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is attended to at once: rows, tokens of each, and a network's heads."""
+
+    rows: int
+    tokens: int
+    heads: int
+    shared: int
+    width: int
+
+
+def products(
+    module: Any,
+    query_RHTD: Tensor,
+    key_RKSD: Tensor,
+    value_RKSD: Tensor,
+    attention_mask: Tensor | None,
+    **named: Any,
+) -> tuple[Tensor, None]:
+    """The function that transformers' networks call; returns ``mixed_RTHD``.
+
+    Args:
+        named: ``dropout`` of shares, ``scaling`` of scores and ``is_causal``, as transformers names them.
+    """
+    (rows, heads, tokens, width), shared = query_RHTD.shape, key_RKSD.shape[1]
+    keys = key_RKSD.shape[2]
+    dropout, scaling = named.get("dropout", 0.0), named.get("scaling")
+    scale = width**-0.5 if scaling is None else scaling
+    query = (query_RHTD * scale).reshape(rows, shared, -1, width)
+    score_RHTS = (query @ key_RKSD.transpose(-1, -2)).view(rows, heads, tokens, keys)
+    mask = attention_mask
+    if mask is None and tokens > 1 and named.get("is_causal", getattr(module, "is_causal", False)) is not False:
+        mask = _causal(tokens, keys, score_RHTS.device)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=score_RHTS.dtype).masked_fill_(~mask, torch.finfo(score_RHTS.dtype).min)
+    if mask is not None:
+        score_RHTS = score_RHTS + mask
+    share_RHTS = functional.dropout(score_RHTS.softmax(-1), dropout, training=dropout > 0)
+    mixed = share_RHTS.view(rows, shared, -1, keys) @ value_RKSD
+    return mixed.view(rows, heads, tokens, width).transpose(1, 2), None
+
+
+@cache
+def _causal(tokens: int, keys: int, device: torch.device) -> Tensor:
+    """Which keys each of the last ``tokens`` of ``keys`` sees."""
+    return torch.ones(tokens, keys, dtype=torch.bool, device=device).tril(keys - tokens)
+
+
+def use(network: nn.Module, way: str) -> None:
+    """Let a network attend in one of these ways.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    for name, function in ((PRODUCTS, products), (CAUSAL, sdpa_attention_forward), (CAUSAL_PRODUCTS, products)):
+        AttentionInterface.register(name, function)
+        AttentionMaskInterface.register(name, sdpa_mask if name == PRODUCTS else _no_mask)
+    base_network(network).set_attn_implementation(way)
+
+
+def _no_mask(*given: Any, **named: Any) -> None:
+    return None
+
+
+def used(network: nn.Module) -> str:
+    """The way in which a network attends now, by transformers' name."""
+    return str(base_network(network).config._attn_implementation)
+
+
+def times(shape: Shape, device: str, dtype: torch.dtype) -> dict[str, float]:
+    """Seconds of every way, forward and back.
+
+    Measured once on a machine for a shape and number of threads, and written down: a run that goes on chooses alike.
+    """
+    key = f"{shape} {device} {dtype} {torch.get_num_threads()} {torch.__version__}"
+    path = home() / "cache" / "attention.json"
+    known: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if key not in known:
+        known[key] = {way: _seconds(way, shape, device, dtype) for way in (FUSED, *WAYS)}
+        write_text(path, json.dumps(known, indent=1))
+    return known[key]
+
+
+def _seconds(way: str, shape: Shape, device: str, dtype: torch.dtype) -> float:
+    """The least of some times."""
+    given = [
+        torch.randn(shape.rows, heads, shape.tokens, shape.width, device=device, dtype=dtype, requires_grad=True)
+        for heads in (shape.heads, shape.shared, shape.shared)
+    ]
+    mask = None
+    if way in (FUSED, PRODUCTS):
+        mask = _causal(shape.tokens, shape.tokens, torch.device(device)).expand(shape.rows, 1, -1, -1)
+    attend: Callable[..., Any] = products if way in (PRODUCTS, CAUSAL_PRODUCTS) else _fused
+    spent = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        attend(None, *given, mask, is_causal=True)[0].sum().backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        spent.append(time.perf_counter() - started)
+    return min(spent)
+
+
+def _fused(module: None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> tuple[Tensor]:
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k, v))
+    mixed = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal and mask is None)
+    return (mixed.transpose(1, 2),)

@@ -1,0 +1,91 @@
+"""Other ways to attend give what the library's kernel gives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+import trial
+from onsa.models import attention
+from onsa.models.attention import CAUSAL, CAUSAL_PRODUCTS, FUSED, PRODUCTS, WAYS, Shape, products, times, used
+from onsa.models.batch import collate
+from onsa.programs.forecast import build
+from onsa.store.home import home
+
+SHAPE = Shape(rows=2, tokens=7, heads=6, shared=2, width=8)
+
+
+@pytest.mark.parametrize("mask", ["none", "bool", "float"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_products_are_attention(mask: str, causal: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(2, heads, 7, 8, generator=generator, requires_grad=True) for heads in (6, 2, 2))
+    hidden = torch.ones(2, 1, 7, 7, dtype=torch.bool)
+    hidden[1, :, :, 5:] = False
+    hidden = hidden & torch.ones(7, 7, dtype=torch.bool).tril() if causal else hidden
+    given = {"none": None, "bool": hidden, "float": torch.zeros(hidden.shape).masked_fill(~hidden, -1e9)}[mask]
+    wide = [x.repeat_interleave(3, 1) for x in (k, v)]
+    wanted = functional.scaled_dot_product_attention(
+        q, *wide, attn_mask=given, is_causal=causal and given is None, scale=0.3
+    )
+    found, _ = products(SimpleNamespace(is_causal=causal), q, k, v, given, scaling=0.3)
+    torch.testing.assert_close(found, wanted.transpose(1, 2), rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(
+        torch.autograd.grad(found.square().sum(), (q, k, v)),
+        torch.autograd.grad(wanted.square().sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_tokens_see_all_keys_before_them() -> None:
+    q, k, v = torch.randn(1, 2, 2, 4), torch.randn(1, 2, 5, 4), torch.randn(1, 2, 5, 4)
+    whole, _ = products(SimpleNamespace(is_causal=True), torch.cat([torch.randn(1, 2, 3, 4), q], 2), k, v, None)
+    part, _ = products(SimpleNamespace(is_causal=True), q, k, v, None)
+    torch.testing.assert_close(part, whole[:, 3:])
+
+
+def test_shares_are_dropped_in_training_only() -> None:
+    q, k, v = torch.randn(1, 1, 4, 4), torch.randn(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
+    kept, _ = products(SimpleNamespace(is_causal=False), q, k, v, None)
+    torch.testing.assert_close(kept, torch.ones_like(kept))
+    dropped, _ = products(SimpleNamespace(is_causal=False), q, k, v, None, dropout=0.5)
+    assert not torch.allclose(dropped, kept)
+
+
+@pytest.mark.parametrize(("head", "ways"), [("tokens", set(WAYS)), ("rows", {PRODUCTS})])
+def test_a_network_takes_the_ways_that_change_nothing(
+    head: str, ways: set[str], tiny_bert: Path, tiny_llama: Path, topics_csv: Path, chat_jsonl: Path
+) -> None:
+    """An encoder needs its mask; a decoder, whose padding comes last, does not."""
+    base, data = (tiny_llama, chat_jsonl) if head == "tokens" else (tiny_bert, topics_csv)
+    built = build(trial.ready(base, data, adaptation="full"))
+    facts = built.prepared.plan.anatomy
+    assert facts is not None and set(facts.attention) == {FUSED, *ways}
+    assert used(built.network) == FUSED
+
+
+@pytest.mark.parametrize("way", [CAUSAL, CAUSAL_PRODUCTS, PRODUCTS])
+def test_rows_of_unlike_length_lose_the_same(way: str, tiny_llama: Path, chat_jsonl: Path) -> None:
+    prepared = trial.ready(tiny_llama, chat_jsonl, adaptation="full", accel="off")
+    session: Any = trial.opened(prepared)
+    batch = collate(prepared.examples["train"][:6])
+    assert len(set(batch.length_R)) > 1
+    plain = session.models.policy.logprobs(batch)
+    attention.use(trial.network(session), way)
+    found = session.models.policy.logprobs(batch)
+    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_a_time_is_measured_once() -> None:
+    first = times(SHAPE, "cpu", torch.float32)
+    assert set(first) == {FUSED, *WAYS} and min(first.values()) > 0
+    assert times(SHAPE, "cpu", torch.float32) == first
+    written = json.loads((home() / "cache" / "attention.json").read_text())
+    assert list(written.values()) == [first]
