@@ -1,22 +1,32 @@
-"""Speed: Onsa's training against peers, on the same weights, rows and steps.
+"""Speed: Onsa's training against its peers', on the same weights, rows and steps.
 
-Run as ``python -m benchmarks.speed``; ``--quick`` takes few steps and one repeat, ``--only NAME`` one row of the table.
-Prints a table, then one JSON line with the same figures. It exits with 1 where a *result* is wrong (the losses of the
-exact comparison differ, or a side failed), never for a time.
+Run as ``python -m benchmarks.speed``; ``--quick`` takes few steps and one repeat, ``--only NAME`` one work of the
+table. Prints a table, then one JSON line with all figures. It exits with 1 where a *result* is wrong (the losses of the
+exact comparison differ, other parameters train, or a side did not finish), never for a time.
 
-Every measurement has a process of its own (:mod:`benchmarks.speed_side`), with as many threads as there are cores; ours
-and the peers' alternate, and medians are shown. Speeds are of whole steps, data loading included: trained tokens a
-second for chat, rows a second for classification. Chat skips the first step of both sides; classification counts all,
-so that what is computed once (the filling of the frozen boundary) is in the figure. Both sides get rows that are
-tokenised already. Beside the speed stand the ratio of the processes' peak memory; the share of a large matrix product's
-rate that the model's own operations reach ("limit"); and the seconds from the command to the end of the first step,
-ours with reading and tokenising, the peers' without.
+Every measurement has a process of its own (:mod:`benchmarks.speed_side` for Onsa, :mod:`benchmarks.speed_peers` for
+the others, which load nothing of Onsa) with two threads; ours and the peers' alternate, and medians count. Where a row
+names several ways to use a peer, the first repeat measures all (a quick run the first two), and the others the fastest
+of them. What both sides need lies on the disk beforehand: initial weights, and rows that are tokenised already.
 
-TRL computes in bf16 unless told otherwise, also where the processor has none in hardware. There a step of its defaults
-takes minutes, so it is given a single step of two short rows. At its best TRL has the precision that is fastest here,
-no recomputation, and rows grouped by length or drawn at random, whichever is faster.
+- Speed is that of whole steps, data loading included: trained tokens a second for chat, rows a second for
+  classification. Chat goes once through the same rows, in the same order but where a way to use the peer has its own,
+  and the first step does not count. Classification counts every step, so that what is computed once (the filling of
+  the frozen boundary) is in the figure.
+- Memory is the most that the process and its children held, asked for ten times a second, or the process' own peak
+  where that is more.
+- The seconds to the first step are those from the command to where it begins. Ours read and tokenise, peers need not.
+- "limit": operations that the steps cannot do without, as a share of what one large product reaches in that process.
 
-SetFit's default head is a logistic regression on frozen sentence embeddings, so that computation stands for it.
+TRL computes in bf16 and recomputes what blocks keep unless told otherwise, also where the processor has no bf16 in
+hardware. There a row of its defaults takes many seconds, so both sides get two small steps in the rows against them,
+and the ratio says little more than that. At its best TRL has the precision that is fastest here, no recomputation, and
+rows as they come, grouped by length, laid end to end (``padding_free``) or packed; packed steps have as many tokens as
+the others, on the mean, not the same rows. On a quantised base TRL always keeps adapters in bf16.
+
+SetFit and sentence-transformers need an environment of their own, whose Python ``--setfit-python`` or
+``ONSA_SETFIT_PYTHON`` names. Theirs is the time to encode the rows and to fit the head to them, less that of
+tokenising; it is held against all epochs of ours.
 """
 
 from __future__ import annotations
@@ -24,163 +34,233 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-REPEATS = 3
-Found = dict[str, list[dict[str, Any]]]  # by side, what each of its processes told
+import psutil
+
+REPEATS, THREADS, SAMPLE_S = 3, 2, 0.1
 TOLERANCE = 1e-4  # of losses, step for step, relative
+Told = dict[str, Any]  # what a process printed
+Found = dict[str, list[Told]]  # by side
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: a work, the peers it is held against (the fastest counts), and the ratio aimed at."""
+    """A row of the table: a work, the peers it is held against (the fastest counts), and the ratio aimed at.
+
+    figure: what is compared. A ``rate`` and a ``share`` are to be at least the goal, all else at most.
+    """
 
     name: str
     work: str
     peers: tuple[str, ...]
     goal: float
+    figure: str = "rate"
+
+    @property
+    def more(self) -> bool:
+        return self.figure in ("rate", "share")
 
 
+BEST = ("trl-unpadded", "trl-grouped", "trl-plain", "trl-packed")
+SETFIT = ("setfit", "logistic")
 ROWS = (
-    Row("LoRA SFT, TRL defaults", "lora", ("trl-default",), 8.0),
-    Row("LoRA SFT, TRL at its best", "lora", ("trl-grouped", "trl-random"), 6.0),
-    Row("LoRA SFT fp32, equal losses", "lora-exact", ("trl-sequential",), 2.5),
-    Row("full SFT, TRL defaults", "full", ("trl-default",), 4.0),
-    Row("QLoRA nf4, TRL + bitsandbytes", "qlora", ("trl-grouped",), 2.0),
-    Row("topics full, Trainer", "topics-full", ("trainer",), 4.0),
-    Row("topics LoRA, Trainer", "topics-lora", ("trainer",), 4.0),
-    Row("topics last 2 layers, Trainer", "topics-last-layers", ("trainer",), 8.0),
-    Row("topics head, Trainer", "topics-head", ("trainer",), 20.0),
-    Row("topics head, logistic regression", "topics-head", ("logistic",), 1.0),
+    Row("LoRA SFT", "lora-default", ("trl-default",), 8.0),
+    Row("LoRA SFT, GB at the peak", "lora-default", ("trl-default",), 1.0, "gigabytes"),
+    Row("LoRA SFT", "lora", BEST, 6.0),
+    Row("LoRA SFT, GB at the peak", "lora", BEST, 0.6, "gigabytes"),
+    Row("LoRA SFT, s to the first step", "lora", BEST, 0.5, "begin_s"),
+    Row("LoRA SFT, GFLOP/s, of a product", "lora", (), 0.5, "share"),
+    Row("LoRA SFT, fp32, equal losses", "lora-exact", ("trl-plain",), 2.5),
+    Row("full SFT", "full-default", ("trl-default",), 4.0),
+    Row("QLoRA SFT, nf4", "qlora", ("trl-grouped",), 2.0),
+    Row("topics, full", "topics-full", ("trainer",), 4.0),
+    Row("topics, LoRA", "topics-lora", ("trainer",), 4.0),
+    Row("topics, last two layers", "topics-last-layers", ("trainer",), 8.0),
+    Row("topics, head", "topics-head", ("trainer",), 20.0),
+    Row("topics, head", "topics-head", SETFIT, 1.0),
 )
+HEADING = ("work", "against", "ours", "theirs", "ratio", "goal", "", "memory", "limit")
+LINE = "{:<32} {:<14} {:>9} {:>9} {:>7} {:>6} {:<6} {:>6} {:>6}"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how all is measured: ``setfit`` is the Python of that environment, if there is one."""
+
+    folder: Path
+    quick: bool
+    repeats: int
+    setfit: str | None
+
+    def ask(self, module: str, order: Told, python: str = sys.executable, **more: str) -> Told:
+        """What a process prints that does what was ordered, with the most memory it held; its complaint if it fails."""
+        settled = {"OMP_NUM_THREADS": str(THREADS), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        given = {"folder": str(self.folder), "quick": self.quick, "threads": THREADS, "started": time.time()}
+        command = [python, "-m", f"benchmarks.{module}", json.dumps({**given, **order})]
+        with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as complaint:
+            process = subprocess.Popen(command, stdout=said, stderr=complaint, env={**os.environ, **settled, **more})
+            peak = _watched(process)
+            for file in (said, complaint):
+                file.seek(0)
+            if process.returncode != 0:
+                return {"failed": (complaint.read().strip().splitlines() or [f"exit {process.returncode}"])[-1]}
+            told: Told = json.loads(said.read().strip().splitlines()[-1])
+        return {**told, "gigabytes": max(peak, told.get("peak_bytes", 0)) / 1e9}
+
+    def prepare(self, works: Sequence[str]) -> Told:
+        """Have the initial weights and rows of all works written, and everything warm; facts of the machine."""
+        facts = self.ask("speed_side", {"works": list(works)})
+        facts.pop("gigabytes", None)
+        if "failed" in facts:
+            raise SystemExit(facts["failed"])
+        return facts
+
+    def once(self, work: str, side: str) -> Told:
+        """One side in a process of its own."""
+        home = self.folder / "home"
+        shutil.rmtree(home / "cache" / "states", ignore_errors=True)  # no run profits from what another has computed
+        if side == "ours":
+            told = self.ask("speed_side", {"work": work}, ONSA_HOME=str(home))
+        else:
+            python = self.setfit if side in SETFIT else sys.executable
+            told = self.ask("speed_peers", {"work": work, "side": side}, python or sys.executable)
+        if "failed" not in told:
+            first = 0 if work.startswith("topics") else 1
+            told["rate"] = sum(told["trained"][first:]) / sum(told["step_s"][first:])
+        said = told.get("failed") or f"{told['rate']:.1f} a second"
+        print(f"{work}: {side}: {said}", file=sys.stderr, flush=True)
+        return told
+
+    def measured(self, work: str, rows: Sequence[Row]) -> Found:
+        """Every side's measurements of a work, in turns; of several ways to use a peer, all repeats of the fastest."""
+        groups = list(dict.fromkeys(row.peers for row in rows if row.peers and not self.missing(row)))
+        found: Found = {"ours": []}
+        for repeat in range(self.repeats):
+            found["ours"].append(self.once(work, "ours"))
+            for group in groups:
+                tried = group[:2] if self.quick else group
+                for side in tried if repeat == 0 else filter(None, [fastest(group, found)]):
+                    found.setdefault(side, []).append(self.once(work, side))
+        return found
+
+    def missing(self, row: Row) -> str | None:
+        """Why a row cannot be measured here."""
+        if row.peers == SETFIT and self.setfit is None:
+            return "no environment with SetFit was named (--setfit-python)"
+        return None
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few steps, one repeat")
-    parser.add_argument("--only", action="append", help="a row by its work's name; may be repeated")
+    parser.add_argument("--only", action="append", help="a work by its name; may be repeated", choices=_works(ROWS))
     parser.add_argument("--repeats", type=int, default=REPEATS)
+    parser.add_argument("--setfit-python", default=os.environ.get("ONSA_SETFIT_PYTHON"), help="a Python with SetFit")
     asked = parser.parse_args()
-    chosen = [row for row in ROWS if not asked.only or row.work in asked.only]
-    started = datetime.now(UTC)
-    print(f"{'work':<34} {'against':<14} {'ours':>9} {'theirs':>9} {'ratio':>7} {'goal':>5} {'':<6}", end="")
-    print(f" {'memory':>7} {'limit':>6} {'first step, s':>14}")
-    results, wrong = [], []
+    works = asked.only or _works(ROWS)
+    started, results, measured = datetime.now(UTC), [], {}
     with tempfile.TemporaryDirectory() as folder:
-        for work in dict.fromkeys(row.work for row in chosen):
-            rows = [row for row in chosen if row.work == work]
-            sides = ("ours", *dict.fromkeys(peer for row in rows for peer in row.peers))
-            found = measured(work, sides, Path(folder), 1 if asked.quick else asked.repeats, asked.quick)
+        bench = Bench(Path(folder), asked.quick, 1 if asked.quick else asked.repeats, asked.setfit_python)
+        facts = bench.prepare(works)
+        print(LINE.format(*HEADING))
+        for work in works:
+            rows = [row for row in ROWS if row.work == work]
+            found = measured[work] = bench.measured(work, rows)
             for row in rows:
-                result = compared(row, found)
-                results.append(result)
-                wrong += result["wrong"]
-                print(line(result), flush=True)
-    for fault in wrong:
+                missing = bench.missing(row)
+                results.append({**asdict(row), "skipped": missing} if missing else compared(row, found))
+                print(line(results[-1]), flush=True)
+    wrong = [fault for result in results for fault in result.get("wrong", [])]
+    for fault in dict.fromkeys(wrong):
         print(f"WRONG: {fault}")
     minutes = round((datetime.now(UTC) - started).total_seconds() / 60, 1)
-    facts = {"date": started.date().isoformat(), "minutes": minutes, "quick": asked.quick, "threads": os.cpu_count()}
-    print(json.dumps({"benchmark": "speed", **facts, **machine(), "rows": results, "wrong": wrong}))
+    told = {"date": started.date().isoformat(), "minutes": minutes, "quick": asked.quick, "threads": THREADS}
+    print(json.dumps({"benchmark": "speed", **told, **facts, "rows": results, "measured": measured, "wrong": wrong}))
     return 1 if wrong else 0
 
 
-def machine() -> dict[str, Any]:
-    """What was measured with, and on."""
-    from onsa.models.precision import has_fast_bf16
-    from onsa.programs.measure import versions
-
-    return {"versions": dict(versions()), "fast_bf16": has_fast_bf16("cpu")}
+def _works(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row.work for row in rows))
 
 
-def measured(
-    work: str, sides: Sequence[str], folder: Path, repeats: int, quick: bool
-) -> dict[str, list[dict[str, Any]]]:
-    """Every side's measurements, taken in turns."""
-    found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for _ in range(repeats):
-        for side in sides:
-            found[side].append(once(work, side, folder / work, quick))
+def _watched(process: subprocess.Popen[bytes]) -> int:
+    """The most bytes that a process and its children were seen to hold together, until it ends."""
+    root, peak = psutil.Process(process.pid), 0
+    while process.poll() is None:
+        with suppress(psutil.Error):
+            peak = max(peak, sum(one.memory_info().rss for one in (root, *root.children(recursive=True))))
+        time.sleep(SAMPLE_S)
+    return peak
+
+
+def fastest(group: Sequence[str], found: Found) -> str | None:
+    """The way of a peer that was fastest; none where all failed."""
+    done = [side for side in group if side in found and not any("failed" in one for one in found[side])]
+    return max(done, key=lambda side: median(one["rate"] for one in found[side]), default=None)
+
+
+def compared(row: Row, found: Found) -> Told:
+    """A row's figures: medians, the ratio to the fastest peer, and what is wrong."""
+    ours, result = found["ours"], {**asdict(row), "wrong": []}
+    sides = [side for side in ("ours", *row.peers) if side in found]
+    failed = {side: one["failed"] for side in sides for one in found[side] if "failed" in one}
+    peer = fastest(row.peers, found)
+    if "ours" in failed or (row.peers and peer is None):
+        return {**result, "wrong": [f"{row.work}: {side}: {fault}" for side, fault in failed.items()]}
+    result |= {"limit": median(one["limit"] for one in ours), "failed": failed}
+    if peer is None:  # against what the machine does
+        pairs = [(one["reached"] / 1e9, one["product"] / 1e9) for one in ours]
+    else:
+        pairs = [(one[row.figure], two[row.figure]) for one, two in zip(ours, found[peer], strict=True)]
+        result["probed"] = {side: found[side][0].get("rate") for side in sides if side != "ours"}
+        result["memory"] = median(one["gigabytes"] for one in ours) / median(two["gigabytes"] for two in found[peer])
+        result["wrong"] = [f"{row.work}: {fault}" for fault in faults(ours, found[peer], row.work.endswith("-exact"))]
+    mine, theirs = (median(values) for values in zip(*pairs, strict=True))
+    ratio = mine / theirs
+    met = ratio >= row.goal if row.more else ratio <= row.goal
+    ratios = [one / two for one, two in pairs]
+    return {**result, "peer": peer, "ours": mine, "theirs": theirs, "ratio": ratio, "ratios": ratios, "met": met}
+
+
+def faults(ours: Sequence[Told], theirs: Sequence[Told], exact: bool) -> list[str]:
+    """What shows that two sides have not computed the same; where losses are to be equal, also step for step."""
+    found = []
+    for one, two in zip(ours, theirs, strict=True):
+        if one["trainable"] != two.get("trainable", one["trainable"]):  # a logistic regression tells none
+            found.append(f"{one['trainable']} values train here, {two['trainable']} there")
+        apart = [abs(mine - other) / abs(other) for mine, other in zip(one["losses"], two["losses"], strict=exact)]
+        if exact and not max(apart) <= TOLERANCE:  # also where one is no number
+            found.append(f"losses are {max(apart):.1e} apart")
     return found
 
 
-def once(work: str, side: str, folder: Path, quick: bool) -> dict[str, Any]:
-    """One side in a process of its own."""
-    folder.mkdir(exist_ok=True)
-    order = json.dumps({"work": work, "side": side, "folder": str(folder), "quick": quick})
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.speed_side", order],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    said, complaint = process.communicate()
-    if process.returncode != 0:
-        last = (complaint.strip().splitlines() or ["no word"])[-1]
-        return {"failed": last}
-    result: dict[str, Any] = json.loads(said.strip().splitlines()[-1])
-    return result
-
-
-def compared(row: Row, found: Found) -> dict[str, Any]:
-    """A row's figures: medians, the ratio to the fastest peer, and what is wrong."""
-    ours = found["ours"]
-    wrong = [
-        f"{row.name}: {side}: {one['failed']}"
-        for side in ("ours", *row.peers)
-        for one in found[side]
-        if "failed" in one
-    ]
-    if wrong:
-        return {**asdict(row), "wrong": sorted(set(wrong))}
-    peer = max(row.peers, key=lambda side: median(one["rate"] for one in found[side]))
-    theirs = found[peer]
-    if row.work.endswith("-exact"):
-        apart = max(
-            abs(mine - other) / abs(other)
-            for one, two in zip(ours, theirs, strict=True)
-            for mine, other in zip(one["losses"], two["losses"], strict=True)
-        )
-        wrong += [f"{row.name}: losses differ by {apart:.1e}"] if apart > TOLERANCE else []
-    middle = {
-        name: (median(one[name] for one in ours), median(one[name] for one in theirs))
-        for name in ("rate", "peak_bytes", "first_step_s")
-    }
-    limits = [one["limit"] for one in ours if one["limit"] is not None]
-    return {
-        **asdict(row),
-        "peer": peer,
-        "ours": middle["rate"][0],
-        "theirs": middle["rate"][1],
-        "ratio": middle["rate"][0] / middle["rate"][1],
-        "ratios": [mine["rate"] / other["rate"] for mine, other in zip(ours, theirs, strict=True)],
-        "memory": middle["peak_bytes"][0] / middle["peak_bytes"][1],
-        "peak_bytes": list(middle["peak_bytes"]),
-        "first_step_s": list(middle["first_step_s"]),
-        "limit": median(limits) if limits else None,
-        "wrong": wrong,
-    }
-
-
-def line(result: dict[str, Any]) -> str:
+def line(result: Told) -> str:
     """A row as text."""
-    name = f"{result['name']:<34}"
     if "ratio" not in result:
-        return f"{name} failed"
-    met = "met" if result["ratio"] >= result["goal"] else "missed"
-    limit = "" if result["limit"] is None else f"{result['limit']:.2f}"
-    first = " / ".join(f"{seconds:.1f}" for seconds in result["first_step_s"])
-    return (
-        f"{name} {result['peer']:<14} {result['ours']:>9.1f} {result['theirs']:>9.1f} {result['ratio']:>7.2f}"
-        f" {result['goal']:>5g} {met:<6} {result['memory']:>7.2f} {limit:>6} {first:>14}"
-    )
+        return f"{result['name']:<32} {' or '.join(result['peers'])}: {result.get('skipped') or 'failed'}"
+    rate = result["figure"] == "rate"
+    return LINE.format(
+        result["name"],
+        result["peer"] or "2048^3",
+        *(f"{result[side]:.{1 if rate else 2}f}" for side in ("ours", "theirs")),
+        f"{result['ratio']:.2f}",
+        f"{'>=' if result['figure'] in ('rate', 'share') else '<='} {result['goal']:g}",
+        "met" if result["met"] else "missed",
+        f"{result['memory']:.2f}" if rate else "",
+        f"{result['limit']:.2f}" if rate else "",
+    ).rstrip()
 
 
 if __name__ == "__main__":

@@ -1,295 +1,285 @@
-"""One side of one measurement of :mod:`benchmarks.speed`, in a process of its own.
+"""Onsa's side of :mod:`benchmarks.speed`, each measurement in a process of its own.
 
-Run as ``python -m benchmarks.speed_side ORDER`` with a JSON object: ``work``, ``side`` (``ours`` or a peer), ``folder``
-(shared by the sides of a work: ours leaves the initial weights there, which the peers load) and ``quick``. Prints one
-JSON line: ``rate`` (trained tokens or rows a second), ``losses``, ``peak_bytes``, ``first_step_s`` and ``limit``.
+Run as ``python -m benchmarks.speed_side ORDER`` with a JSON object. With ``works`` it writes down what both sides need,
+for each a folder with the data file, ``rows.json`` (tokenised), ``peer.json`` (the recipe's settings under the names
+that transformers has for them) and ``initial`` weights, and prints facts of the machine. With ``work`` it trains, and
+prints one JSON line.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+from typing import Any, cast
 
 import numpy as np
-import psutil
 import torch
-from torch import Tensor, nn
 
+from onsa.engine.batches import micro_batches
+from onsa.models.blocks import blocks
+from onsa.models.fetch import fetch
 from onsa.models.load import quiet
 from onsa.models.precision import has_fast_bf16
+from onsa.models.quantize import count
+from onsa.objectives.base import Objective
 from onsa.programs.demo import demos
+from onsa.programs.forecast import Built, build, work
+from onsa.programs.measure import versions
 from onsa.programs.prepare import Prepared, prepare
+from onsa.sources.base import Cursor
 from onsa.spec.recipe import Recipe, parse_recipe
+from onsa.store.home import home
 
-MIX, MEDIAN, SIGMA, LONGEST = 96, 90, 0.8, 512  # rows of mixed lengths, in tokens
-TOKENS_A_WORD = 1.35
-CHAT_STEPS, QUICK_CHAT_STEPS, CHAT_ROWS = 10, 4, 8
+MEDIAN, SIGMA, SHORTEST, LONGEST = 90, 0.8, 40, 512  # lengths of the mixed rows, in tokens
+AROUND, TOKENS_A_WORD = 45, 1.35  # what the template and the question take of them
 EPOCHS, TOPIC_ROWS, QUICK_TOPICS = 5, 16, 96
-SHORT_ROWS = 2  # of TRL's defaults where bf16 is not in hardware
+LORA = {"kind": "lora", "rank": 8}
 
 WORKS: dict[str, dict[str, Any]] = {
-    "lora": {"adaptation": {"kind": "lora", "rank": 8}},
-    "lora-exact": {
-        "adaptation": {"kind": "lora", "rank": 8},
-        "source": {"kind": "dataset", "shuffle": False},
-        "train": {"precision": "fp32"},
-    },
-    "full": {"adaptation": "full"},
-    "qlora": {"adaptation": {"kind": "lora", "rank": 8}, "quantize": "nf4"},
+    "lora-default": {"adaptation": LORA},
+    "lora": {"adaptation": LORA},
+    "lora-exact": {"adaptation": LORA, "train": {"precision": "fp32"}},
+    "full-default": {"adaptation": "full"},
+    "qlora": {"adaptation": LORA, "model": {"quantize": "nf4"}},
     "topics-full": {"adaptation": "full"},
-    "topics-lora": {"adaptation": {"kind": "lora", "rank": 8}},
+    "topics-lora": {"adaptation": LORA},
     "topics-last-layers": {"adaptation": {"kind": "last-layers", "blocks": 2}},
     "topics-head": {"adaptation": "head"},
 }
 
 
-@dataclass
-class Clock:
-    """When each step ended, what it trained, and its loss."""
-
-    begun: float = 0.0
-    ends: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-
-    def step(self, loss: float | None = None) -> None:
-        self.ends.append(time.perf_counter())
-        if loss is not None:
-            self.losses.append(loss)
-
-
 @dataclass(frozen=True)
 class Order:
+    """A work, and the folder of its own."""
+
     work: str
-    side: str
     folder: Path
     quick: bool
+    threads: int
 
     @property
     def chat(self) -> bool:
         return not self.work.startswith("topics")
 
+    @property
+    def steps(self) -> tuple[int, int]:
+        """Steps of a chat work, and the rows of each: few of them where TRL's defaults compute bf16 in software."""
+        if self.work.endswith("-default") and not has_fast_bf16("cpu"):
+            return (2, 1) if self.quick else (2, 4)
+        return (3, 3) if self.quick else (12, 8)
 
-def recipe(order: Order) -> Recipe:
-    """The work as a recipe."""
-    settings = {**WORKS[order.work]}
-    quantize, train = settings.pop("quantize", None), settings.pop("train", {})
+    def recipe(self) -> Recipe:
+        settings = WORKS[self.work]
+        if self.chat:
+            data: dict[str, Any] = {"path": str(self.folder / "chat.jsonl")}
+            train = {"batch_rows": self.steps[1], "epochs": 1, "max_length": LONGEST}
+            model, task = "smollm2-135m", "chat"
+        else:
+            data = {"path": str(self.folder / "topics.csv"), "columns": {"text": "question", "label": "topic"}}
+            train = {"batch_rows": TOPIC_ROWS, "epochs": EPOCHS}
+            model, task = "minilm-l6", "text-classification"
+        values = {
+            "task": task,
+            "source": {"kind": "dataset", "shuffle": not self.chat},
+            "data": {**data, "split": "1:0:0"},
+            "optimizer": {"kind": "adamw", "lr": 1e-4, "lr_new": 1e-4, "weight_decay": 0.01},
+            "schedule": {"kind": "linear", "warmup": 0},
+            "engine": {"kind": "local", "device": "cpu", "threads": self.threads},
+        }
+        parts = {"model": {"name": model, **settings.get("model", {})}, "train": {**train, **settings.get("train", {})}}
+        return parse_recipe({**settings, **values, **parts})
+
+
+def lay_out(works: list[str], folder: Path, quick: bool, threads: int) -> dict[str, Any]:
+    """Write down what both sides of all works need, in a home that has the models and nothing else."""
+    data = {demo.name: Path(demo.recipe.data.path).read_text(encoding="utf-8").splitlines() for demo in demos()}
+    for model in ("smollm2-135m", "minilm-l6"):
+        fetch(model)
+    own = folder / "home"
+    own.mkdir()
+    (own / "models").symlink_to(home() / "models")
+    os.environ["ONSA_HOME"] = str(own)
+    for name in works:
+        order = Order(name, folder / name, quick, threads)
+        order.folder.mkdir()
+        _write_data(order, data)
+        with quiet():
+            prepared = prepare(order.recipe())
+            built = build(prepared)
+            prepared.adaptation.save(built.network, prepared.tokenizer, order.folder / "initial")
+        _write_rows(order, prepared)
+        facts = _for_peers(prepared, built, order.threads)
+        (order.folder / "peer.json").write_text(json.dumps(facts), encoding="utf-8")
+    found = {name: version(name) for name in ("trl", "bitsandbytes", "accelerate", "datasets")}
+    abilities = {"fast_bf16": has_fast_bf16("cpu"), "cpu": torch.backends.cpu.get_cpu_capability()}
+    return {"versions": {**versions(), **found}, **abilities, "cores": os.cpu_count()}
+
+
+def _write_data(order: Order, data: dict[str, list[str]]) -> None:
     if order.chat:
-        steps = QUICK_CHAT_STEPS if order.quick else CHAT_STEPS
-        data: dict[str, Any] = {"path": str(_mixed(order.folder)), "split": "1:0:0"}
-        train = {"batch_rows": CHAT_ROWS, "epochs": 2, "max_steps": steps, "max_length": LONGEST, **train}
-        model: dict[str, Any] = {"name": "smollm2-135m", "quantize": quantize}
-    else:
-        data = {"path": str(_topics(order)), "columns": {"text": "question", "label": "topic"}, "split": "1:0:0"}
-        train = {"batch_rows": TOPIC_ROWS, "epochs": EPOCHS, **train}
-        model = {"name": "minilm-l6"}
-    optimizer = {"kind": "adamw", "lr": 1e-4, "lr_new": 1e-4, "weight_decay": 0.01}
-    values = {"model": model, "data": data, "task": "chat" if order.chat else "text-classification"}
-    schedule = {"kind": "linear", "warmup": 0}
-    return parse_recipe({**values, "train": train, "optimizer": optimizer, "schedule": schedule, **settings})
+        steps, rows = order.steps
+        text = "\n".join(mixed(data["support"], steps * rows))
+        (order.folder / "chat.jsonl").write_text(f"{text}\n", encoding="utf-8")
+        return
+    header, *lines = data["topics"]
+    if order.quick:
+        lines = [lines[place] for place in np.linspace(0, len(lines) - 1, QUICK_TOPICS).round().astype(int)]
+    (order.folder / "topics.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
 
 
-def _mixed(folder: Path) -> Path:
-    """The support pairs, with rows among them whose lengths are spread log-normally."""
-    path = folder / "mixed.jsonl"
-    if path.exists():
-        return path
-    lines = Path(_demo("support")).read_text(encoding="utf-8").splitlines()
-    words = " ".join(turn["content"] for line in lines for turn in json.loads(line)["messages"]).split()
+def mixed(support: list[str], rows: int) -> list[str]:
+    """As many rows: one half support pairs, in the other's answers their words, with log-normal lengths."""
+    words = " ".join(turn["content"] for line in support for turn in json.loads(line)["messages"]).split()
     dice = np.random.default_rng(7)
-    lengths = np.clip(dice.lognormal(np.log(MEDIAN), SIGMA, MIX), 24, LONGEST - 60) / TOKENS_A_WORD
-    rows = []
-    for number, length in enumerate(lengths.astype(int)):
-        start = int(dice.integers(len(words) - length))
-        asked, said = (
-            f"Question {number}: {' '.join(words[start : start + 6])}?",
-            " ".join(words[start : start + length]),
-        )
-        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
-        rows.append(json.dumps({"messages": turns}))
-    order = dice.permutation(2 * MIX)
-    both = [*rows, *lines[:MIX]]
-    path.write_text("\n".join(both[place] for place in order if place < len(both)) + "\n", encoding="utf-8")
-    return path
+    made = []
+    for length in dice.lognormal(np.log(MEDIAN), SIGMA, rows - rows // 2).clip(SHORTEST + AROUND, LONGEST - AROUND):
+        size = int((length - AROUND) / TOKENS_A_WORD)
+        asked, start = (int(dice.integers(len(words) - most)) for most in (6, size))
+        turns = [
+            {"role": "user", "content": f"{' '.join(words[asked : asked + 6])}?"},
+            {"role": "assistant", "content": " ".join(words[start : start + size])},
+        ]
+        made.append(json.dumps({"messages": turns}))
+    pairs = [support[place] for place in dice.choice(len(support), rows // 2, replace=False)]
+    both = [*made, *pairs]
+    return [both[place] for place in dice.permutation(rows)]
 
 
-def _topics(order: Order) -> Path:
-    source = Path(_demo("topics"))
-    if not order.quick:
-        return source
-    lines = source.read_text(encoding="utf-8").splitlines()
-    chosen = np.linspace(1, len(lines) - 1, QUICK_TOPICS).round().astype(int)
-    path = order.folder / "topics.csv"
-    path.write_text("\n".join([lines[0], *(lines[place] for place in chosen)]) + "\n", encoding="utf-8")
-    return path
+def _write_rows(order: Order, prepared: Prepared) -> None:
+    """The training rows as peers take them, in the file's order."""
+    examples = prepared.examples["train"]
+    rows: list[dict[str, Any]]
+    if order.chat:
+        steps, size = order.steps
+        assert len(examples) == steps * size, "a row was left out"
+        rows = [
+            {"input_ids": one.token_T.tolist(), "assistant_masks": [int(weight) for weight in cast(Any, one.weight_T)]}
+            for one in examples
+        ]
+    else:
+        texts = [prepared.task.inputs(prepared.dataset.train[one.row]) for one in examples]
+        rows = [
+            {"input_ids": one.token_T.tolist(), "labels": one.target, "text": text}
+            for one, text in zip(examples, texts, strict=True)
+        ]
+    (order.folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
-def _demo(name: str) -> str:
-    return next(demo.recipe.data.path for demo in demos() if demo.name == name)
+def _for_peers(prepared: Prepared, built: Built, threads: int) -> dict[str, Any]:
+    recipe, adaptation = prepared.recipe, prepared.adaptation
+    train, optimizer = recipe.train, cast(Any, recipe.optimizer)
+    return {
+        "base": str(prepared.base.folder),
+        "adapter": adaptation.adapter,
+        "quantised": recipe.model.quantize is not None,
+        "outputs": len(prepared.task.outputs),
+        "trains": [name for name, parameter in built.network.named_parameters() if parameter.requires_grad],
+        "bf16": train.precision == "bf16",
+        "longest": train.max_length,
+        "epochs": train.epochs,
+        "threads": threads,
+        "trainer": {
+            "max_steps": prepared.total,
+            "per_device_train_batch_size": train.batch_rows,
+            "learning_rate": optimizer.lr,
+            "weight_decay": optimizer.weight_decay,
+            "adam_beta1": optimizer.betas[0],
+            "adam_beta2": optimizer.betas[1],
+            "adam_epsilon": optimizer.eps,
+            "max_grad_norm": train.clip,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": 0,
+        },
+    }
 
 
-def ours(order: Order, prepared: Prepared) -> Clock:
-    """Onsa, over its ordinary way."""
-    from onsa.engine import loop
-    from onsa.engine.events import Begun, Stepped
-    from onsa.programs.forecast import build, work
-
-    clock = Clock()
+def train(order: Order, started: float) -> dict[str, Any]:
+    """Onsa, as the loop goes, from the recipe to the last step."""
     with quiet():
+        prepared = prepare(order.recipe())
         built = build(prepared)
-        initial = order.folder / "initial"
-        if not initial.exists():
-            prepared.adaptation.save(built.network, prepared.tokenizer, initial)
-    prepared = built.prepared
-    with tempfile.TemporaryDirectory() as folder:
-        train = prepared.recipe.train.model_copy(update={"save_steps": None, "eval_steps": None})
-        job = loop.Job(
-            session=prepared.engine.open(work(built)),
-            source=prepared.source,
-            feed=type(prepared.feed)(prepared.examples["train"], train, prepared.recipe.seed),
-            task=prepared.task,
-            objective=prepared.recipe.objective,
-            plan=prepared.plan,
-            validation=(),
-            checkpoints=Path(folder),
-        )
-        for event in loop.run(job):
-            if isinstance(event, Begun):
-                clock.begun = time.perf_counter()
-            if isinstance(event, Stepped):
-                clock.step(event.loss)
-    return clock
+    prepared, network = built.prepared, built.network
+    below = min(max(prepared.plan.cuts) - 1, len(blocks(network))) if prepared.plan.cuts else 0
+    parts = matrices(built)
+    trainable = sum(value.numel() for value in network.parameters() if value.requires_grad)
+    session, objective = prepared.engine.open(work(built)), cast(Objective, prepared.recipe.objective)
+    begin_s, last = time.time() - started, time.perf_counter()
+    step_s, trained, tokens, losses = [], [], [], []
+    for examples, _ in prepared.source.steps(prepared.feed, Cursor()):
+        batches = micro_batches(examples, prepared.plan, prepared.recipe.train.accumulate)
+        losses.append(session.forward_backward(batches, objective)["loss"])
+        session.step()
+        step_s.append(time.perf_counter() - last)
+        last += step_s[-1]
+        trained.append(sum(example.supervised for example in examples))
+        tokens.append(sum(len(example.token_T) for example in examples))
+    first = 1 if order.chat else 0
+    once = sum(len(example.token_T) for example in prepared.examples["train"])
+    done = sum(size * ways * (once if place < below else sum(tokens[first:])) for place, (size, ways) in parts)
+    if order.chat:
+        config = prepared.base.config
+        ways = 6 if prepared.adaptation.kind == "full" else 4
+        done += ways * config["hidden_size"] * config["vocab_size"] * sum(trained[first:])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    del session, built, network
+    gc.collect()  # a network holds itself in cycles, and would be at the peak together with the product
+    reached, product = done / sum(step_s[first:]), product_rate(prepared.recipe.train.precision == "bf16")
+    return {
+        "begin_s": begin_s,
+        "step_s": step_s,
+        "trained": trained,
+        "losses": losses,
+        "trainable": trainable,
+        "precision": prepared.recipe.train.precision,
+        "reached": reached,
+        "product": product,
+        "limit": reached / product,
+        "peak_bytes": peak,
+    }
 
 
-def peer(order: Order, prepared: Prepared) -> Clock:
-    """TRL's or transformers' trainer, with the very settings of the recipe."""
-    from benchmarks.speed_peers import classifier, sft
+def matrices(built: Built) -> list[tuple[int, tuple[int, int]]]:
+    """For each block from below: its place, the values of its matrices, and the operations of each for a token.
 
-    short = order.side == "trl-default" and not has_fast_bf16("cpu")
-    rows = prepared.examples["train"]
-    if short:
-        rows = sorted(rows, key=lambda example: len(example.token_T))[:SHORT_ROWS]
-    clock = Clock()
-    run: Callable[..., None] = sft if order.chat else classifier
-    run(order.side, prepared, rows, order.folder, clock)
-    return clock
-
-
-def logistic(prepared: Prepared) -> Clock:
-    """A logistic regression on the frozen base's sentence embeddings, as SetFit's head."""
-    from sklearn.linear_model import LogisticRegression
-    from transformers import AutoModel
-
-    rows = prepared.examples["train"]
-    network = AutoModel.from_pretrained(prepared.base.folder, dtype=torch.float32).eval()
-    clock = Clock(begun=time.perf_counter())
-    vectors = [_embedded(network, rows[start : start + 32]) for start in range(0, len(rows), 32)]
-    LogisticRegression(max_iter=100).fit(torch.cat(vectors).numpy(), [example.target for example in rows])
-    clock.step()
-    return clock
+    Two are for the way forward, two for the input's gradient where there is something to train below or in it, and two
+    for the weights' gradient where they train. Adapters' own operations are not counted.
+    """
+    found, reached = [], False
+    for place, (_, block) in enumerate(blocks(built.network)):
+        named = list(block.named_parameters())
+        size = sum(count(value) for name, value in named if value.ndim == 2 and "lora_" not in name)
+        kinds = {"lora_" in name for name, value in named if value.requires_grad}
+        reached = reached or bool(kinds)
+        found.append((place, (size, 2 + 2 * reached + 2 * (False in kinds))))
+    return found
 
 
-@torch.no_grad()
-def _embedded(network: nn.Module, rows: Sequence[Any]) -> Tensor:
-    tokens = [torch.from_numpy(row.token_T).long() for row in rows]
-    token_RT = nn.utils.rnn.pad_sequence(tokens, batch_first=True)
-    mask_RT = (nn.utils.rnn.pad_sequence([torch.ones(len(row)) for row in tokens], batch_first=True) > 0).long()
-    hidden_RTD = network(input_ids=token_RT, attention_mask=mask_RT).last_hidden_state
-    return (hidden_RTD * mask_RT[..., None]).sum(1) / mask_RT.sum(1, keepdim=True)
-
-
-def limit(prepared: Prepared, trained: int, tokens: int, seconds: float) -> float | None:
-    """The model's own operations a second, as a share of one large product's rate here; of chat works only."""
-    config = prepared.base.config
-    width, inner, blocks = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-    shared = width * config["num_key_value_heads"] / config["num_attention_heads"]
-    matrices = blocks * (2 * width * width + 2 * width * shared + 3 * width * inner)
-    ways = 6 if prepared.adaptation.kind == "full" else 4  # forward, and back to the input (and to the weights)
-    done = ways * (matrices * tokens + width * config["vocab_size"] * trained)
-    dtype = torch.bfloat16 if prepared.recipe.train.precision == "bf16" else torch.float32
-    a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
+def product_rate(bf16: bool) -> float:
+    """Operations a second of one large product, at its best of some."""
+    a, b = (torch.randn(2048, 2048, dtype=torch.bfloat16 if bf16 else torch.float32) for _ in range(2))
     spent = []
     for _ in range(5):
         started = time.perf_counter()
-        a @ b
+        torch.mm(a, b)
         spent.append(time.perf_counter() - started)
-    return float(done / seconds / (2 * 2048**3 / min(spent)))
+    return float(2 * 2048**3 / min(spent))
 
 
 def main() -> None:
     given = json.loads(sys.argv[1])
-    order = Order(given["work"], given["side"], Path(given["folder"]), given["quick"])
-    torch.set_num_threads(os.cpu_count() or 1)
-    with tempfile.TemporaryDirectory() as home:
-        _home(Path(home))
-        started = time.perf_counter()
-        with quiet():
-            prepared = prepare(recipe(order))
-        spent = time.perf_counter() - started
-        if order.side == "ours":
-            clock = ours(order, prepared)
-        elif order.side == "logistic":
-            clock = logistic(prepared)
-        else:
-            clock = peer(order, prepared)
-    # Peers are given rows that are tokenised already: what that took here is not theirs.
-    told = result(order, prepared, clock)
-    told["first_step_s"] -= 0.0 if order.side == "ours" else spent
-    print(json.dumps(told))
-
-
-def _home(folder: Path) -> None:
-    """A home of its own, so that nothing is kept from another measurement, with the models that are there."""
-    from onsa.store.home import home
-
-    real = home()
-    for name in ("models", "demo"):
-        if (real / name).exists():
-            (folder / name).symlink_to(real / name)
-    measured = real / "cache" / "attention.json"  # warm, as on a machine that has trained before
-    (folder / "cache").mkdir()
-    if measured.exists():
-        shutil.copy(measured, folder / "cache")
-    os.environ["ONSA_HOME"] = str(folder)
-
-
-def result(order: Order, prepared: Prepared, clock: Clock) -> dict[str, Any]:
-    """The figures of a side."""
-    rows = prepared.examples["train"]
-    short = order.side == "trl-default" and not has_fast_bf16("cpu")
-    skipped = 1 if order.chat and not short else 0
-    seconds = clock.ends[-1] - (clock.ends[skipped - 1] if skipped else clock.begun)
-    share = None
-    if not order.chat:
-        amount = float(len(rows) * EPOCHS)
-    elif short:
-        chosen = sorted(rows, key=lambda example: len(example.token_T))[:SHORT_ROWS]
-        amount = float(sum(example.supervised for example in chosen))
+    folder, quick, threads = Path(given["folder"]), given["quick"], given["threads"]
+    if "works" in given:
+        print(json.dumps(lay_out(given["works"], folder, quick, threads)))
     else:
-        # Sides draw other rows into the same number of steps, so what a step trains is the mean over all rows.
-        steps = len(clock.ends) - skipped
-        seen = steps * CHAT_ROWS / len(rows)
-        amount = seen * sum(example.supervised for example in rows)
-        if order.side == "ours":
-            share = limit(prepared, int(amount), int(seen * sum(len(e.token_T) for e in rows)), seconds)
-    return {
-        "rate": amount / seconds,
-        "losses": clock.losses,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "first_step_s": time.time() - psutil.Process().create_time() - (time.perf_counter() - clock.ends[0]),
-        "limit": share,
-    }
+        order = Order(given["work"], folder / given["work"], quick, threads)
+        print(json.dumps(train(order, given["started"])))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_a_network_takes_the_ways_that_change_nothing(
 ) -> None:
     """An encoder needs its mask; a decoder, whose padding comes last, does not."""
     base, data = (tiny_llama, chat_jsonl) if head == "tokens" else (tiny_bert, topics_csv)
-    built = build(trial.ready(base, data, adaptation="full"))
+    built = build(trial.ready(base, data, adaptation="full", accel="auto"))
     facts = built.prepared.plan.anatomy
     assert facts is not None and set(facts.attention) == {FUSED, *ways}
     assert used(built.network) == FUSED

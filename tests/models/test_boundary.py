@@ -27,12 +27,12 @@ TWICE = {"max_steps": 24}  # two passes over the rows
 @pytest.fixture
 def rows(tiny_bert: Path, topics_csv: Path) -> Any:
     """A run on the lively tiny BERT, which has dropout."""
-    return lambda **sections: trial.ready(tiny_bert, topics_csv, **{"train": TWICE, **sections})
+    return lambda **sections: trial.ready(tiny_bert, topics_csv, **{"train": TWICE, "accel": "auto", **sections})
 
 
 @pytest.fixture
 def tokens(tiny_llama: Path, chat_jsonl: Path) -> Any:
-    return lambda **sections: trial.ready(tiny_llama, chat_jsonl, **{"train": TWICE, **sections})
+    return lambda **sections: trial.ready(tiny_llama, chat_jsonl, **{"train": TWICE, "accel": "auto", **sections})
 
 
 def folders() -> list[Path]:
