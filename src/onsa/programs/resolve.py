@@ -26,6 +26,7 @@ from onsa.spec.sections import Train
 from onsa.tasks.base import Match, Task
 
 SMALL_MODEL = 60_000_000  # parameters up to which full tuning is the better default for a row head
+RATE_NEW = 1e-2  # of a new head, which starts from nothing; at a tenth of it 100 steps hardly move one
 LONGEST = 1024  # tokens a row keeps by default
 
 
@@ -117,7 +118,7 @@ def with_axes(recipe: Recipe, base: Located, head: Head) -> tuple[Recipe, list[C
         choices.append(Choice("optimizer.lr", "why-rate" if times == 1 else "why-rate-times", values))
         optimizer = optimizer.model_copy(update={"lr": rate})
     if optimizer.lr_new is None:
-        rate_new = max(1e-3 * optimizer.times, optimizer.lr or 0.0) if head is Head.ROWS else optimizer.lr
+        rate_new = max(RATE_NEW * optimizer.times, optimizer.lr or 0.0) if head is Head.ROWS else optimizer.lr
         optimizer = optimizer.model_copy(update={"lr_new": rate_new})
     chosen["optimizer"] = optimizer
     chosen["source"] = recipe.source or _usual("source")
