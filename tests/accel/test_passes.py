@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import trial
-from onsa.accel import like_lengths, recompute
+from onsa.accel import like_lengths, packing, recompute
 from onsa.accel.anatomy import Anatomy
 from onsa.accel.passes import PASSES, check_names
 from onsa.accel.plan import Plan, decide
@@ -38,6 +39,7 @@ ADAPTATIONS: dict[str, Any] = {
     "gradual-unfreeze": "gradual-unfreeze",
 }
 TIMES = {"sdpa": 2.0, "onsa_products": 1.0}
+LINED = {**TIMES, "onsa_segments": 1.0, "onsa_segment_products": 1.2}
 FACTS = Anatomy(
     blocks=2,
     width=8,
@@ -62,6 +64,9 @@ PLAIN = Plan(
     needed=2,
     free=1,
 )
+# Where most passes apply, packing does not.
+LONG = replace(PLAIN, padding=0.2, anatomy=replace(FACTS, stages=((None, 1.0),), attention=LINED))
+FITS = {"packing": LONG}
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +126,9 @@ CASES = [
 
 @pytest.mark.parametrize(("head", "adaptation", "chosen"), CASES)
 def test_losses_and_gradients_stay(
-    head: str, adaptation: str, chosen: tuple[str, ...], start: Any, plainly: Any
+    head: str, adaptation: str, chosen: tuple[str, ...], start: Any, plainly: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(packing, "SLOWER", math.inf)  # rows are too short here for a line to pay
     prepared = start(head, adaptation, chosen)
     plan = build(prepared).prepared.plan
     applied = {decision.name for decision in plan.decisions if decision.applied}
@@ -143,6 +149,12 @@ REFUSALS = [
     ("frozen-boundary", {"states_gb": 0.0}, "pass-frozen-boundary-room"),
     ("attention", {"anatomy": replace(FACTS, attention={"sdpa": 1.0})}, "pass-attention-shaped"),
     ("attention", {"anatomy": replace(FACTS, attention={"sdpa": 1.0, "onsa_causal": 0.99})}, "pass-attention-fused"),
+    ("attention", vars(LONG), "pass-attention-packed"),
+    ("packing", {"head": Head.ROWS}, "pass-supervised-head-rows"),
+    ("packing", {"anatomy": replace(FACTS, attention=LINED)}, "pass-packing-kept"),
+    ("packing", {"padding": 0.01}, "pass-packing-even"),
+    ("packing", {"anatomy": replace(LONG.anatomy, attention=TIMES)}, "pass-packing-shaped"),
+    ("packing", {"anatomy": replace(LONG.anatomy, attention=TIMES | {"onsa_segments": 9.0})}, "pass-packing-slow"),
     ("recompute", {"free": 100}, "pass-recompute-fits"),
     ("recompute", {"anatomy": replace(FACTS, recomputes=False)}, "pass-recompute-shaped"),
     ("chunked-head", {"head": Head.ROWS}, "pass-supervised-head-rows"),
@@ -155,10 +167,11 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("name", "facts", "code"), REFUSALS, ids=[code for *_, code in REFUSALS])
 def test_a_pass_says_why_it_does_not_apply(name: str, facts: dict[str, Any], code: str) -> None:
-    plan = replace(PLAIN, **facts)
+    fitting = FITS.get(name, PLAIN)
+    plan = replace(fitting, **facts)
     decision = next(d for d in decide(plan, Accel(), PASSES).decisions if d.name == name)
     assert (decision.applied, decision.reason) == (False, code) and decision.why
-    applied = next(d for d in decide(PLAIN, Accel(), PASSES).decisions if d.name == name)
+    applied = next(d for d in decide(fitting, Accel(), PASSES).decisions if d.name == name)
     assert (applied.applied, applied.reason) == (True, f"pass-{name}") and applied.why
 
 
@@ -174,10 +187,12 @@ def test_off_is_the_plain_plan() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pass_can_be_skipped(name: str) -> None:
-    decisions = {d.name: d for d in decide(PLAIN, Accel(skip=(name,)), PASSES).decisions}
+    plan = decide(FITS.get(name, PLAIN), Accel(skip=(name,)), PASSES)
+    decisions = {d.name: d for d in plan.decisions}
     assert (decisions[name].applied, decisions[name].reason) == (False, "pass-skipped") and decisions[name].why
     needs = {"chunked-head"} if name == "supervised-head" else set()  # what works only on top of it
-    assert all(d.applied for other, d in decisions.items() if other not in {name, *needs})
+    if name not in FITS:
+        assert all(d.applied for other, d in decisions.items() if other not in {name, *needs, *FITS})
 
 
 def test_a_pass_that_is_not_there_cannot_be_skipped() -> None:
@@ -215,19 +230,32 @@ def test_blocks_hold_every_row_once_within_their_limits(lengths: list[int], devi
     assert widths == sorted(widths, reverse=True), "rows of like length stand together"
 
 
-@given(lengths=lengths, accumulate=st.integers(1, 90), blocks=st.sampled_from(["as-drawn", "like-lengths"]))
-def test_micro_batches_hold_every_row_once(lengths: list[int], accumulate: int, blocks: Any) -> None:
+@given(lengths=lengths, device=st.sampled_from(["cpu", "cuda"]), at_least=st.integers(1, 90))
+def test_lines_hold_every_row_once_within_their_limits(lengths: list[int], device: str, at_least: int) -> None:
+    found = packing.lines(lengths, device, at_least)
+    assert sorted(index for line in found for index in line) == list(range(len(lengths)))
+    for line in found:
+        assert len(line) == 1 or sum(lengths[index] for index in line) <= like_lengths.BLOCK_TOKENS[device]
+        assert len(line) <= -(-len(lengths) // at_least)
+    assert found == packing.lines(lengths, device, at_least)
+
+
+LAID = [{"blocks": "as-drawn"}, {"blocks": "like-lengths"}, {"layout": "packed"}]
+
+
+@given(lengths=lengths, accumulate=st.integers(1, 90), laid=st.sampled_from(LAID))
+def test_micro_batches_hold_every_row_once(lengths: list[int], accumulate: int, laid: Any) -> None:
     examples = [Example(np.zeros(length, np.int32), target=0, row=row) for row, length in enumerate(lengths)]
-    plan = replace(PLAIN, blocks=blocks)
+    plan = replace(PLAIN, **laid)
     for batches in (micro_batches(examples, plan, accumulate), evaluation_batches(examples, plan)):
         assert sorted(row for batch in batches for row in batch.row_R) == list(range(len(lengths)))
     batches = micro_batches(examples, plan, accumulate)
     assert max(len(batch.row_R) for batch in batches) <= -(-len(lengths) // accumulate)
 
 
-@pytest.mark.parametrize("blocks", ["as-drawn", "like-lengths"])
-def test_no_rows_are_no_batches(blocks: Any) -> None:
-    assert evaluation_batches([], replace(PLAIN, blocks=blocks)) == []
+@pytest.mark.parametrize("laid", LAID)
+def test_no_rows_are_no_batches(laid: Any) -> None:
+    assert evaluation_batches([], replace(PLAIN, **laid)) == []
 
 
 @given(st.lists(st.integers(1, 6000), max_size=100))

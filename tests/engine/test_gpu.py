@@ -12,6 +12,7 @@ import torch
 
 import onsa
 from onsa.engine.events import Stepped
+from onsa.models.attention import by_rows, products
 from onsa.spec.recipe import parse_recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -69,3 +70,19 @@ def test_bf16_trains_on_the_gpu(recipe: dict[str, Any]) -> None:
     assert len(found) == 20
     assert found[-1] < found[0]
     assert found[0] == pytest.approx(losses(recipe, "cuda", "fp32")[0], rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_rows_in_a_line_attend_to_themselves(dtype: torch.dtype) -> None:
+    """In half precision one kernel does it, else a call for each row; heads share keys."""
+    lengths, generator = [5, 70, 1, 33], torch.Generator("cuda").manual_seed(1)
+    q, k, v = (torch.randn(1, heads, sum(lengths), 64, generator=generator, device="cuda") for heads in (6, 2, 2))
+    ends = torch.tensor([0, *lengths], device="cuda").cumsum(0, dtype=torch.int32)
+    told = {"cu_seq_lens_q": ends, "max_length_q": max(lengths), "is_causal": True}
+    rows = zip(*(x.split(lengths, 2) for x in (q, k, v)), strict=True)
+    wanted = torch.cat([products(None, *row, None, is_causal=True)[0] for row in rows], 1)
+    given = [x.to(dtype).requires_grad_() for x in (q, k, v)]
+    found, _ = by_rows(products)(None, *given, None, **told)
+    torch.testing.assert_close(found.float(), wanted, rtol=2e-2, atol=2e-2)
+    found.sum().backward()
+    assert all(x.grad is not None and torch.isfinite(x.grad).all() for x in given)

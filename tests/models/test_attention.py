@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import trial
 from onsa.models import attention
 from onsa.models.attention import CAUSAL, CAUSAL_PRODUCTS, FUSED, PRODUCTS, WAYS, Shape, products, times, used
 from onsa.models.batch import collate
+from onsa.models.lowering import BY_ENDS
 from onsa.programs.forecast import build
 from onsa.store.home import home
 
@@ -59,7 +61,7 @@ def test_shares_are_dropped_in_training_only() -> None:
     assert not torch.allclose(dropped, kept)
 
 
-@pytest.mark.parametrize(("head", "ways"), [("tokens", set(WAYS)), ("rows", {PRODUCTS})])
+@pytest.mark.parametrize(("head", "ways"), [("tokens", {*WAYS, *BY_ENDS}), ("rows", {PRODUCTS})])
 def test_a_network_takes_the_ways_that_change_nothing(
     head: str, ways: set[str], tiny_bert: Path, tiny_llama: Path, topics_csv: Path, chat_jsonl: Path
 ) -> None:
@@ -83,9 +85,52 @@ def test_rows_of_unlike_length_lose_the_same(way: str, tiny_llama: Path, chat_js
     torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("way", BY_ENDS)
+@pytest.mark.parametrize("adaptation", ["full", "lora", "prompt"])
+def test_rows_in_a_line_lose_and_learn_the_same(way: str, adaptation: str, tiny_llama: Path, chat_jsonl: Path) -> None:
+    prepared = trial.ready(tiny_llama, chat_jsonl, adaptation=adaptation, accel="off")
+    session: Any = trial.opened(prepared)
+    batch, found = collate(prepared.examples["train"][:6]), []
+    for layout in ("padded", "packed"):
+        logprob_M = replace(session.models.policy, layout=layout).logprobs(batch)
+        (-logprob_M.mean()).backward()
+        found.append((logprob_M.detach(), trial.gradients(session)))
+        trial.network(session).zero_grad()
+        attention.use(trial.network(session), way)
+    (plain, gradient), (lined, gradient_lined) = found
+    torch.testing.assert_close(lined, plain, rtol=1e-5, atol=1e-5)
+    assert trial.apart(gradient, gradient_lined) <= 1e-5
+
+
+@pytest.mark.parametrize("way", BY_ENDS)
+def test_rows_beside_each_other_keep_their_mask(way: str, tiny_llama: Path, chat_jsonl: Path) -> None:
+    prepared = trial.ready(tiny_llama, chat_jsonl, adaptation="full", accel="off")
+    session: Any = trial.opened(prepared)
+    prompts = [
+        example.token_T[:length].tolist() for example, length in zip(prepared.examples["train"], (4, 9), strict=False)
+    ]
+    answers = session.models.policy.generate(prompts, 6, [])
+    attention.use(trial.network(session), way)
+    assert session.models.policy.generate(prompts, 6, []) == answers
+
+
+def test_rows_longer_than_a_window_need_their_mask(tiny_llama: Path, tmp_path: Path, chat_jsonl: Path) -> None:
+    """A mask hides what lies further back than the window; no way without one does."""
+    from transformers import AutoTokenizer, MistralConfig, MistralForCausalLM
+
+    config = json.loads((tiny_llama / "config.json").read_text())
+    known = {name: value for name, value in config.items() if name not in ("model_type", "architectures")}
+    for window, ways in ((8, {PRODUCTS}), (4096, {*WAYS, *BY_ENDS})):
+        folder = tmp_path / str(window)
+        MistralForCausalLM(MistralConfig(**known | {"sliding_window": window})).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(folder)
+        facts = build(trial.ready(folder, chat_jsonl, adaptation="full", accel="auto")).prepared.plan.anatomy
+        assert facts is not None and set(facts.attention) == {FUSED, *ways}
+
+
 def test_a_time_is_measured_once() -> None:
     first = times(SHAPE, "cpu", torch.float32)
-    assert set(first) == {FUSED, *WAYS} and min(first.values()) > 0
+    assert set(first) == {FUSED, *WAYS, *BY_ENDS} and min(first.values()) > 0
     assert times(SHAPE, "cpu", torch.float32) == first
     written = json.loads((home() / "cache" / "attention.json").read_text())
     assert list(written.values()) == [first]

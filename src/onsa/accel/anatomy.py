@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +16,14 @@ from onsa.models import attention
 from onsa.models.batch import Batch
 from onsa.models.boundary import HIDDEN, crosses, cut_of
 from onsa.models.heads import Head
-from onsa.models.lowering import base_network, for_row_head, padded
+from onsa.models.lowering import BY_ENDS, base_network, for_row_head, packed, padded
 from onsa.models.products import layers
 from onsa.models.strata import Strata
 
 LOOKS = 64  # places of a run at which it is looked how far down a staged method trains
 AT_ONCE = 1024  # tokens for which attention is timed
 SAME = 1e-4  # how far apart logits may be that are the same but for rounding
+WINDOWS = ("sliding_window", "attention_chunk_size")  # of a configuration: a mask hides what lies further back
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Anatomy:
     plain_products, products: adapted linear layers in LoRA's plain form, and all.
     vocabulary: tokens that a plain linear output layer scores; 0 where the head is another.
     recomputes: whether its blocks can compute anew what they would keep for the way back.
-    attention: seconds that each way to attend takes here, of those that give this network's own results.
+    attention: seconds that each way to attend takes here, of those that give this network's own results; some are for
+        rows that are packed into a line.
     """
 
     blocks: int
@@ -120,7 +123,10 @@ def _attention(subject: Subject) -> dict[str, float]:
     dtype = torch.bfloat16 if subject.precision == "bf16" else torch.float32
     own = _said(subject)
     usable = [attention.FUSED]
-    for way in attention.WAYS:
+    windows = [int(config[name]) for name in WINDOWS if config.get(name)]
+    masked = min(windows, default=math.inf) < max(subject.lengths, default=0)
+    lined = BY_ENDS if subject.head is Head.TOKENS else ()
+    for way in (attention.PRODUCTS,) if masked else (*attention.WAYS, *lined):
         try:
             attention.use(network, way)
             found = _said(subject)
@@ -141,7 +147,10 @@ def _said(subject: Subject) -> Tensor:
     token_N = torch.arange(1, tokens + longest + 1, device=next(subject.network.parameters()).device)
     target_M = torch.zeros(2, dtype=torch.long)
     batch = Batch(token_N, (tokens, longest), None, target_M, torch.ones(2), (0, 1))
-    block = (for_row_head if subject.head is Head.ROWS else padded)(subject.network, batch, 0)
+    if attention.used(subject.network) in BY_ENDS:
+        block = packed(subject.network, batch)
+    else:
+        block = (for_row_head if subject.head is Head.ROWS else padded)(subject.network, batch, 0)
     logits: Tensor = block.network(**block.inputs).logits
     return logits if subject.head is Head.ROWS else logits.flatten(0, 1)[block.flat_N]
 

@@ -7,14 +7,16 @@ from typing import Any
 
 from onsa.accel.plan import Plan
 from onsa.models.attention import FUSED
+from onsa.models.lowering import BY_ENDS
 
 NAME = "attention"
 CLEARLY = 0.95  # another way must take at most this share of the time
 
 
 def refuse(plan: Plan) -> tuple[str, dict[str, Any]] | None:
-    assert plan.anatomy is not None, "a pass over the network"
-    times = plan.anatomy.attention
+    if plan.layout == "packed":
+        return "pass-attention-packed", {}
+    times = _times(plan)
     if len(times) < 2:
         return "pass-attention-shaped", {}
     if min(times.values()) > CLEARLY * times[FUSED]:
@@ -23,12 +25,16 @@ def refuse(plan: Plan) -> tuple[str, dict[str, Any]] | None:
 
 
 def rewrite(plan: Plan) -> Plan:
-    assert plan.anatomy is not None
-    times = plan.anatomy.attention
+    times = _times(plan)
     return replace(plan, attention=min(times, key=lambda way: times[way]))
 
 
 def figures(plan: Plan) -> dict[str, Any]:
-    assert plan.anatomy is not None
-    times = plan.anatomy.attention
+    times = _times(plan)
     return {"way": plan.attention.removeprefix("onsa_"), "share": f"{times[plan.attention] / times[FUSED]:.0%}"}
+
+
+def _times(plan: Plan) -> dict[str, float]:
+    """Seconds of the ways for rows beside each other."""
+    assert plan.anatomy is not None, "a pass over the network"
+    return {way: spent for way, spent in plan.anatomy.attention.items() if way not in BY_ENDS}

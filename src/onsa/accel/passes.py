@@ -9,6 +9,7 @@ from onsa.accel import (
     frozen_boundary,
     fused_optimizer,
     like_lengths,
+    packing,
     recompute,
     supervised_head,
 )
@@ -16,7 +17,7 @@ from onsa.spec.errors import RecipeError, unknown
 from onsa.spec.sections import Accel
 
 ROWS = (like_lengths, supervised_head, fused_optimizer)
-NETWORK = (frozen_boundary, adapted_products, attention, chunked_head)
+NETWORK = (frozen_boundary, adapted_products, packing, attention, chunked_head)
 MEMORY = (recompute,)
 PASSES = (*ROWS, *NETWORK, *MEMORY)
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from onsa.accel.anatomy import Anatomy
 from onsa.models.attention import FUSED
 from onsa.models.heads import Head
+from onsa.models.lowering import Layout
 from onsa.models.policy import Logits
 from onsa.spec.messages import say
 from onsa.spec.sections import Accel
@@ -45,11 +46,13 @@ class Plan:
     plain_head: the model's logits are its head's output and nothing more.
     epochs: how often each row is seen.
     tokens: of the rows that are trained on or watched; ``rows`` is their number.
+    padding: the share of what goes through the network that is padding, as rows are divided into blocks.
     states, states_gb: the recipe's ``accel`` settings of those names.
     anatomy: facts of the network, once it is there.
     needed, free: bytes of memory that the run takes and that there are, once all else is decided.
     logits: where the vocabulary's logits are computed.
     blocks: how a step's rows are divided into what goes through the network at once.
+    layout: whether these rows lie beside each other or behind each other.
     fused: use the optimizer's fused step.
     head_rows: predictions whose logits are there at once; ``None`` is all of a micro-batch.
     attention: the way to attend (:mod:`onsa.models.attention`), by name.
@@ -67,6 +70,7 @@ class Plan:
     epochs: float = 1.0
     rows: int = 0
     tokens: int = 0
+    padding: float = 0.0
     states: Literal["exact", "fp16"] = "exact"
     states_gb: float = 20.0
     anatomy: Anatomy | None = None
@@ -74,6 +78,7 @@ class Plan:
     free: int = 0
     logits: Logits = "every-token"
     blocks: Literal["as-drawn", "like-lengths"] = "as-drawn"
+    layout: Layout = "padded"
     fused: bool = False
     head_rows: int | None = None
     attention: str = FUSED

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from onsa.accel import like_lengths
+from onsa.accel import like_lengths, packing
 from onsa.accel.plan import Plan
 from onsa.data.table import Row
 from onsa.models.batch import Batch, Example, collate
@@ -31,6 +31,8 @@ def micro_batches(examples: Sequence[Example], plan: Plan, accumulate: int) -> l
 
 def padding(steps: Iterable[Sequence[Example]], plan: Plan, accumulate: int) -> float:
     """The share of what goes through the network that is padding, over some steps' examples."""
+    if plan.layout == "packed":
+        return 0.0
     real = laid = 0
     for examples in steps:
         lengths = [len(example.token_T) for example in examples]
@@ -41,6 +43,8 @@ def padding(steps: Iterable[Sequence[Example]], plan: Plan, accumulate: int) -> 
 
 def _parts(lengths: Sequence[int], plan: Plan, accumulate: int) -> list[list[int]]:
     """The indices of a step's rows in each micro-batch."""
+    if plan.layout == "packed":
+        return packing.lines(lengths, plan.device, accumulate)
     if plan.blocks == "like-lengths":
         return like_lengths.blocks(lengths, plan.device, accumulate)
     rows = -(-len(lengths) // accumulate)
@@ -51,7 +55,7 @@ def evaluation_batches(examples: Sequence[Example], plan: Plan) -> list[Batch]:
     """All examples once, in batches of a size that evaluation can hold."""
     if not examples:
         return []
-    if plan.blocks == "like-lengths":
+    if plan.layout == "packed" or plan.blocks == "like-lengths":
         return micro_batches(examples, plan, -(-len(examples) // EVALUATION_ROWS))
     parts: list[list[Example]] = []
     longest = 0

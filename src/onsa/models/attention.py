@@ -2,34 +2,36 @@
 
 ``softmax(s · q kᵀ + mask) v`` (Vaswani et al. 2017, eq. 1), as two batched matrix products: heads that share keys and
 values are one product, so these are not repeated. And without a mask, where tokens see only those before them and
-padding comes last: what a row's own tokens see is then the same. Which way is fastest depends on shapes and processor,
-so it is measured.
+padding comes last: what a row's own tokens see is then the same. And row by row where rows are packed into one line; on
+a GPU that is one kernel. Which way is fastest depends on shapes and processor, so it is measured.
 
 Shape legend: R rows, H heads, K heads of keys and values, G heads that share them (H = K · G), T queries, S keys,
-D width of a head.
+N tokens of all rows in one line, D width of a head.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from onsa.models.lowering import base_network
+from onsa.models.lowering import BY_ENDS, base_network
 from onsa.store.atomic import write_text
 from onsa.store.home import home
 
 FUSED = "sdpa"  # transformers' name of the library's own kernel
 PRODUCTS, CAUSAL, CAUSAL_PRODUCTS = "onsa_products", "onsa_causal", "onsa_causal_products"
 WAYS = (CAUSAL_PRODUCTS, CAUSAL, PRODUCTS)
+SEGMENTS, SEGMENT_PRODUCTS = BY_ENDS
 REPEATS = 5
+Attend = Callable[..., tuple[Tensor, None]]
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,36 @@ def products(
     return mixed.view(rows, heads, tokens, width).transpose(1, 2), None
 
 
+def by_rows(attend: Attend) -> Attend:
+    """A function as :func:`products`, for rows in one line, ``query_1HND``, where it is told their ends."""
+
+    def along(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **named: Any
+    ) -> tuple[Tensor, None]:
+        end_R = named.get("cu_seq_lens_q")
+        if end_R is None:
+            return attend(module, query, key, value, attention_mask, **named)
+        if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not named.get("dropout"):
+            return _in_one_kernel(module, query, key, value, named), None
+        length_R = end_R.diff().tolist()
+        rows = zip(*(x.split_with_sizes(length_R, 2) for x in (query, key, value)), strict=True)
+        return torch.cat([attend(module, *row, None, **named)[0] for row in rows], 1), None
+
+    return along
+
+
+def _in_one_kernel(module: Any, query_1HND: Tensor, key: Tensor, value: Tensor, named: Mapping[str, Any]) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    query_NHD, key_NKD, value_NKD = (x[0].transpose(0, 1) for x in (query_1HND, key, value))
+    ends, longest = named["cu_seq_lens_q"], named["max_length_q"]
+    window = (-1, 0) if named.get("is_causal", getattr(module, "is_causal", False)) is not False else (-1, -1)
+    shared, scale = query_NHD.shape[1] != key_NKD.shape[1], named.get("scaling")
+    given = (query_NHD, key_NKD, value_NKD, ends, ends, longest, longest)
+    mixed_NHD = varlen_attn(*given, scale=scale, window_size=window, enable_gqa=shared)
+    return cast(Tensor, mixed_NHD)[None]
+
+
 @cache
 def _causal(tokens: int, keys: int, device: torch.device) -> Tensor:
     """Which keys each of the last ``tokens`` of ``keys`` sees."""
@@ -90,9 +122,15 @@ def use(network: nn.Module, way: str) -> None:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import sdpa_mask
 
-    for name, function in ((PRODUCTS, products), (CAUSAL, sdpa_attention_forward), (CAUSAL_PRODUCTS, products)):
+    for name, function in (
+        (PRODUCTS, products),
+        (CAUSAL, sdpa_attention_forward),
+        (CAUSAL_PRODUCTS, products),
+        (SEGMENTS, by_rows(sdpa_attention_forward)),
+        (SEGMENT_PRODUCTS, by_rows(products)),
+    ):
         AttentionInterface.register(name, function)
-        AttentionMaskInterface.register(name, sdpa_mask if name == PRODUCTS else _no_mask)
+        AttentionMaskInterface.register(name, _no_mask if name in (CAUSAL, CAUSAL_PRODUCTS) else sdpa_mask)
     base_network(network).set_attn_implementation(way)
 
 
@@ -114,33 +152,39 @@ def times(shape: Shape, device: str, dtype: torch.dtype) -> dict[str, float]:
     path = home() / "cache" / "attention.json"
     known: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if key not in known:
-        known[key] = {way: _seconds(way, shape, device, dtype) for way in (FUSED, *WAYS)}
+        known[key] = {way: _seconds(way, shape, device, dtype) for way in (FUSED, *WAYS, *BY_ENDS)}
         write_text(path, json.dumps(known, indent=1))
     return known[key]
 
 
 def _seconds(way: str, shape: Shape, device: str, dtype: torch.dtype) -> float:
     """The least of some times."""
+    rows, tokens = (1, shape.rows * shape.tokens) if way in BY_ENDS else (shape.rows, shape.tokens)
     given = [
-        torch.randn(shape.rows, heads, shape.tokens, shape.width, device=device, dtype=dtype, requires_grad=True)
+        torch.randn(rows, heads, tokens, shape.width, device=device, dtype=dtype, requires_grad=True)
         for heads in (shape.heads, shape.shared, shape.shared)
     ]
-    mask = None
+    mask, told = None, {}
     if way in (FUSED, PRODUCTS):
         mask = _causal(shape.tokens, shape.tokens, torch.device(device)).expand(shape.rows, 1, -1, -1)
-    attend: Callable[..., Any] = products if way in (PRODUCTS, CAUSAL_PRODUCTS) else _fused
+    attend: Attend = products if way in (PRODUCTS, CAUSAL_PRODUCTS, SEGMENT_PRODUCTS) else _fused
+    if way in BY_ENDS:
+        ends = torch.arange(0, tokens + 1, shape.tokens, dtype=torch.int32, device=device)
+        attend, told = by_rows(attend), {"cu_seq_lens_q": ends, "max_length_q": shape.tokens}
     spent = []
     for _ in range(REPEATS):
         started = time.perf_counter()
-        attend(None, *given, mask, is_causal=True)[0].sum().backward()
+        torch.autograd.backward(attend(None, *given, mask, is_causal=True, **told)[0].sum())
         if device == "cuda":
             torch.cuda.synchronize()
         spent.append(time.perf_counter() - started)
     return min(spent)
 
 
-def _fused(module: None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> tuple[Tensor]:
+def _fused(
+    module: None, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, **named: Any
+) -> tuple[Tensor, None]:
     groups = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (k, v))
     mixed = functional.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal and mask is None)
-    return (mixed.transpose(1, 2),)
+    return mixed.transpose(1, 2), None

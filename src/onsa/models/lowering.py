@@ -1,7 +1,7 @@
 """Lowering: rows laid out as the inputs of a network.
 
 Padded rows lie beside each other in a block; packed ones behind each other in one line, each with positions of its own,
-and a mask keeps them apart.
+and a mask keeps them apart, or where each row ends is told to a way to attend that goes by that.
 
 A soft prompt (prefix, prompt, p-tuning; PEFT's ``get_prompt``) acts before the network, not in it, so it is laid out
 here: virtual tokens in front of every row's embeddings, or keys and values that every row sees.
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from onsa.models.batch import Batch
 
 Layout = Literal["padded", "packed"]
+BY_ENDS = ("onsa_segments", "onsa_segment_products")  # ways to attend that are told where packed rows end
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,7 @@ def packed(network: nn.Module, batch: Batch) -> Block:
     device, length_R = batch.token_N.device, batch.length_R
     soft = soft_prompt(network, 1)
     virtual = soft.shape[1] if isinstance(soft, Tensor) else 0
-    row_S = torch.cat([torch.full((virtual + n,), row, device=device) for row, n in enumerate(length_R)])
     place_S = torch.cat([torch.arange(virtual + n, device=device) for n in length_R])
-    sees_SS = (row_S[:, None] == row_S) & (place_S[:, None] >= place_S)
     flat_N = (place_S >= virtual).nonzero().squeeze(1)
     inputs: dict[str, Any] = {"input_ids": batch.token_N[None]}
     if isinstance(soft, Tensor):
@@ -105,12 +104,36 @@ def packed(network: nn.Module, batch: Batch) -> Block:
         inputs = {"inputs_embeds": torch.cat(parts)[None]}
     elif soft is not None:  # keys and values that every row sees
         inputs["past_key_values"] = soft
-        sees_SS = _front(sees_SS, soft.get_seq_length(), 1)
-        place_S = place_S + soft.get_seq_length()
-    hidden = torch.finfo(torch.float32).min
-    inputs["attention_mask"] = torch.zeros(sees_SS.shape, device=device).masked_fill(~sees_SS, hidden)[None, None]
-    inputs["position_ids"] = place_S[None]
+    apart = _ends if base_network(network).config._attn_implementation in BY_ENDS else _mask
+    inputs |= apart([virtual + n for n in length_R], place_S, 0 if soft is None or virtual else soft.get_seq_length())
     return Block(network if soft is None else base_network(network), inputs, flat_N)
+
+
+def _mask(length_R: Sequence[int], place_S: Tensor, shared: int) -> dict[str, Tensor]:
+    """What keeps packed rows apart: each token sees those before it in its row, and the ``shared`` keys of all."""
+    row_S = torch.repeat_interleave(torch.tensor(length_R, device=place_S.device))
+    sees_SS = _front((row_S[:, None] == row_S) & (place_S[:, None] >= place_S), shared, 1)
+    mask_SS = torch.zeros(sees_SS.shape, device=place_S.device).masked_fill(~sees_SS, torch.finfo(torch.float32).min)
+    return {"attention_mask": mask_SS[None, None], "position_ids": place_S[None] + shared}
+
+
+def _ends(length_R: Sequence[int], place_S: Tensor, shared: int) -> dict[str, Any]:
+    """Where packed rows end, by transformers' names of that, in place of a mask.
+
+    Raises:
+        ValueError: there are keys that all rows share, which no row's end tells of.
+    """
+    if shared:
+        raise ValueError("rows that share keys are kept apart by a mask")
+    end_R = torch.tensor([0, *length_R], dtype=torch.int32, device=place_S.device).cumsum(0, dtype=torch.int32)
+    return {
+        "attention_mask": place_S.new_zeros((1, 1, 1, 1)),  # one of four dimensions is handed on as it is
+        "position_ids": place_S[None],
+        "cu_seq_lens_q": end_R,
+        "cu_seq_lens_k": end_R,
+        "max_length_q": max(length_R),
+        "max_length_k": max(length_R),
+    }
 
 
 def opening(network: nn.Module, prompts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> Block:

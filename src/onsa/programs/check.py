@@ -5,18 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
-from onsa.engine.batches import padding
 from onsa.programs.forecast import Forecast, build, forecast, timed, work
 from onsa.programs.preflight import view
-from onsa.programs.prepare import Prepared, prepare
-from onsa.sources.base import Cursor
+from onsa.programs.prepare import Prepared, padded_share, prepare
 from onsa.spec.errors import Level, MachineError, Problem
 from onsa.spec.recipe import Recipe
 
-PADDED_STEPS = 200
 Pieces = list[tuple[str, bool]]
 
 
@@ -79,6 +75,5 @@ def check(recipe: Recipe, timing: bool = True, rows: int = 3, progress: Callable
         with closing(prepared.engine.open(work(built))) as session:  # which refuses what this network cannot do
             seen = timed(prepared, session, seen) if timing else seen
     views = [view(example, prepared.tokenizer) for example in prepared.examples["train"][:rows]]
-    steps = islice((found for found, _ in prepared.source.steps(prepared.feed, Cursor())), PADDED_STEPS)
-    padded = padding(steps, prepared.plan, prepared.recipe.train.accumulate)
+    padded = padded_share(prepared.recipe, prepared.feed, prepared.plan)
     return Checked(prepared, seen, problems, padded, views)

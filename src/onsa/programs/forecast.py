@@ -185,14 +185,13 @@ def _activations(prepared: Prepared, network: nn.Module, value: int) -> int:
     width, layers = int(config.get("hidden_size", 768)), int(config.get("num_hidden_layers", 12))
     inner, heads = int(config.get("intermediate_size", 4 * width)), int(config.get("num_attention_heads", 12))
     vocabulary = int(config.get("vocab_size", 0)) if prepared.task.head is Head.TOKENS else 0
-    rows, longest, predictions = _largest(prepared)
-    longest += prepared.adaptation.places()
+    laid = _largest(prepared)
     layers = _kept_blocks(prepared, network, layers)
     # Norms and the residual stream stay in fp32 under autocast; the feed-forward part's inner values do not.
-    block = rows * longest * (KEPT_VECTORS * width * 4 + 3 * inner * value) + rows * heads * longest**2 * value
-    kept = layers * rows * longest * width * 4 + block if plan.recompute else layers * block
-    at_once = predictions if plan.head_rows is None else min(predictions, plan.head_rows)
-    return kept + at_once * vocabulary * 3 * 4 + (predictions * width * 4 if at_once < predictions else 0)
+    block = laid.tokens * (KEPT_VECTORS * width * 4 + 3 * inner * value) + heads * laid.pairs * value
+    kept = layers * laid.tokens * width * 4 + block if plan.recompute else layers * block
+    at_once = laid.predictions if plan.head_rows is None else min(laid.predictions, plan.head_rows)
+    return kept + at_once * vocabulary * 3 * 4 + (laid.predictions * width * 4 if at_once < laid.predictions else 0)
 
 
 def timed(prepared: Prepared, session: Session, seen: Forecast, steps: int = 3) -> Forecast:
@@ -221,14 +220,27 @@ def _kept_blocks(prepared: Prepared, network: nn.Module, layers: int) -> int:
     return min(layers, max(1, top - lowest))
 
 
-def _largest(prepared: Prepared) -> tuple[int, int, int]:
-    """Rows, longest row and predictions of the micro-batch that takes the most memory, over the first steps."""
-    sizes = [(1, 1, 1)]
+@dataclass(frozen=True)
+class _Laid:
+    """A micro-batch as it goes through the network: tokens with their padding, pairs of tokens that see each other,
+    and predictions whose logits are computed."""
+
+    tokens: int
+    pairs: int
+    predictions: int
+
+
+def _largest(prepared: Prepared) -> _Laid:
+    """The micro-batch that takes the most memory, over the first steps."""
+    plan, virtual = prepared.plan, prepared.adaptation.places()
+    found = [_Laid(1, 1, 1)]
     for examples, _ in islice(prepared.source.steps(prepared.feed, Cursor()), 50):
-        for batch in micro_batches(examples, prepared.plan, prepared.recipe.train.accumulate):
-            asked = len(batch.weight_M) if prepared.plan.logits == "supervised" else len(batch.token_N)
-            sizes.append((len(batch.length_R), max(batch.length_R), asked))
-    return max(sizes, key=lambda size: size[0] * size[1])
+        for batch in micro_batches(examples, plan, prepared.recipe.train.accumulate):
+            longest = max(batch.length_R)
+            laid = [(n if plan.layout == "packed" else longest) + virtual for n in batch.length_R]
+            asked = len(batch.weight_M) if plan.logits == "supervised" else len(batch.token_N)
+            found.append(_Laid(sum(laid), sum(n * n for n in laid), asked))
+    return max(found, key=lambda one: one.tokens)
 
 
 def hours(seconds: float) -> str:

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import Any, cast
 
 from onsa.accel.passes import ROWS, check_names
@@ -17,7 +17,7 @@ from onsa.data.dataset import load_dataset, load_rows, read_tables
 from onsa.data.profiling import profile
 from onsa.data.quality import balance, examine
 from onsa.data.table import Dataset, Row
-from onsa.engine.batches import encode
+from onsa.engine.batches import encode, padding
 from onsa.engine.sessions.base import Engine
 from onsa.engine.tokenised import tokenised
 from onsa.models.batch import Example
@@ -35,7 +35,7 @@ from onsa.programs.resolve import (
     with_task,
     with_training,
 )
-from onsa.sources.base import Feed, Source
+from onsa.sources.base import Cursor, Feed, Source
 from onsa.spec.component import Form
 from onsa.spec.errors import DataError, Level, Problem, RecipeError
 from onsa.spec.recipe import Recipe
@@ -43,6 +43,7 @@ from onsa.tasks.base import Task
 
 SHAPED_HEADS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 UNLIMITED = 1_000_000
+PADDED_STEPS = 50  # that padding is counted over
 LEAST = 2  # tokens of a row: one to read and one to predict
 
 
@@ -136,7 +137,7 @@ def prepare(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Pr
     recipe = with_rhythm(recipe, steps_an_epoch(recipe.train, [len(e.token_T) for e in examples["train"]]))
     feed = Feed(examples["train"], recipe.train, recipe.seed)
     total = cast(Source, recipe.source).total(feed)
-    plan = _plan(recipe, base, examples, total)
+    plan = _plan(recipe, base, examples, feed)
     return Prepared(recipe, base, dataset, tokenizer, examples, plan, total, tuple(choices), tuple(problems))
 
 
@@ -145,7 +146,13 @@ def _fitted(task: Task, given: dict[str, list[Row]]) -> Task:
     return task.fit(usable) if usable else task
 
 
-def _plan(recipe: Recipe, base: Located, examples: Mapping[str, Sequence[Example]], total: int) -> Plan:
+def padded_share(recipe: Recipe, feed: Feed, plan: Plan) -> float:
+    """The share of what goes through the network in a run's first steps that is padding."""
+    steps = islice(cast(Source, recipe.source).steps(feed, Cursor()), PADDED_STEPS)
+    return padding((examples for examples, _ in steps), plan, recipe.train.accumulate)
+
+
+def _plan(recipe: Recipe, base: Located, examples: Mapping[str, Sequence[Example]], feed: Feed) -> Plan:
     task, optimizer, train = cast(Task, recipe.task), recipe.optimizer, examples["train"]
     lengths = tuple(len(example.token_T) for example in train)
     seen = [*lengths, *(len(example.token_T) for example in examples["validation"])]
@@ -156,13 +163,14 @@ def _plan(recipe: Recipe, base: Located, examples: Mapping[str, Sequence[Example
         lengths=lengths,
         supervised_share=sum(example.supervised for example in train) / max(1, sum(lengths)),
         plain_head=not any(base.config.get(name) for name in SHAPED_HEADS),
-        epochs=total / steps_an_epoch(recipe.train, lengths),
+        epochs=cast(Source, recipe.source).total(feed) / steps_an_epoch(recipe.train, lengths),
         rows=len(seen),
         tokens=sum(seen),
         states=recipe.accel.states,
         states_gb=recipe.accel.states_gb,
     )
-    return decide(plain, recipe.accel, ROWS)
+    plan = decide(plain, recipe.accel, ROWS)
+    return replace(plan, padding=padded_share(recipe, feed, plan))
 
 
 def _context(base: Located, adaptation: Adaptation) -> int:

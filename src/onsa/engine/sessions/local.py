@@ -72,7 +72,15 @@ class LocalSession(Session):
         if plan.recompute:
             with quiet():
                 base_network(work.network).gradient_checkpointing_enable({"use_reentrant": False})
-        policy = Policy(work.network, work.pad_id, device, work.precision, plan.logits, head_rows=plan.head_rows)
+        policy = Policy(
+            network=work.network,
+            pad_id=work.pad_id,
+            device=device,
+            precision=work.precision,
+            logits=plan.logits,
+            layout=plan.layout,
+            head_rows=plan.head_rows,
+        )
         self.strata = Strata.of(work.network)
         self.models = Models(policy)
         if plan.products == "one-operation":
