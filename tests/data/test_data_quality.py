@@ -5,11 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from onsa.data.quality import examine
-from onsa.data.table import Row
+from onsa.data.rows import Pool
+from onsa.data.survey import survey
+from onsa.data.table import Row, Table
 from onsa.spec.errors import Level, Problem
 from onsa.spec.messages import say
 
+COLUMNS = {"text": "text", "label": "label"}
 GOOD = [(f"a text of its own {number}", "ab"[number % 2]) for number in range(20)]
+
+
+def table(own: list[Row]) -> Table:
+    return Table(own, list(COLUMNS), own[0].file, "csv", "")
 
 
 def rows(pairs: list[tuple[str, str]], file: str = "a.csv") -> list[Row]:
@@ -18,7 +25,8 @@ def rows(pairs: list[tuple[str, str]], file: str = "a.csv") -> list[Row]:
 
 def found(task: Any, *pairs: tuple[str, str], **others: list[tuple[str, str]]) -> dict[str, Problem]:
     sides = {"train": rows(list(pairs)), **{side: rows(given, f"{side}.csv") for side, given in others.items()}}
-    problems = examine(sides, task)
+    looked = {side: survey(Pool([table(own)], [COLUMNS], dict).part(0), task) for side, own in sides.items()}
+    problems = examine(looked, task)
     assert [problem.level for problem in problems] == sorted((p.level for p in problems), key=list(Level).index)
     for problem in problems:
         for language in ("en", "ja"):

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -228,11 +229,11 @@ def test_places_that_hold_no_file(write: Write, tmp_path: Path) -> None:
 
 
 def test_an_operating_system_that_refuses(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(self: Path) -> bytes:
+    def denied(self: Path, *args: Any, **named: Any) -> IO[Any]:
         raise PermissionError(13, "Permission denied")
 
     path = write("a.csv", "a\n1\n")
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(Path, "open", denied)
     assert refused(path=path)[0].values == {"reason": "Permission denied"}
 
 

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from onsa.data.fingerprint import canonical
 from onsa.data.hub import SIDES as SIDE_NAMES
 from onsa.data.hub import read_hub
 from onsa.data.profiling import is_blank, profile
 from onsa.data.read import is_hub, read, read_file
+from onsa.data.rows import Part, Pool
 from onsa.data.rules import Rules
-from onsa.data.split import SIDES, assign, normal
+from onsa.data.split import SIDES, assign, normal, unit
+from onsa.data.survey import Survey, survey
 from onsa.data.table import Dataset, Row, Table
 from onsa.spec.component import Form
 from onsa.spec.errors import DataError, Problem, unknown
 from onsa.spec.sections import Data, Split
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """A row by role, with what the split's own columns say about it."""
-
-    row: Row
-    group: str | None
-    side: str | None
-
-    @property
-    def place(self) -> str:
-        return place(self.row)
-
 
 Tables = Mapping[str, Table]
 
@@ -50,44 +41,59 @@ def read_tables(data: Data) -> dict[str, Table]:
 def load_dataset(data: Data, task: Rules, tables: Tables | None = None) -> Dataset:
     """The data set of a recipe; ``tables`` are those of :func:`read_tables`, where they have been read.
 
-    Sides that files, a column or a hub data set give are taken as they are; the others are dealt from the training rows
-    by ``data.split``. Rows that the task cannot use are left out, and so are rows whose inputs stand in the test rows
-    (or, for training rows, in the validation rows) as well; ``removed`` names them by message code.
-
     Raises:
-        DataError: a file or its rows; a column that is missing; no rows left to train on or to validate with.
+        DataError: a file or its rows; a column that is missing; what :func:`dealt` raises.
     """
     tables = tables or read_tables(data)
-    sides = _by_side({side: _items(table, data, task) for side, table in tables.items()})
-    removed: dict[str, list[str]] = {}
-    for side, items in sides.items():
-        sides[side] = _usable(items, task, removed)
-    if is_hub(data):  # many hub test sets come without labels: better to deal one than to have none
-        sides = {side: items for side, items in sides.items() if items or side == "train"}
-    wanted = {side for side, part in zip(SIDES, data.split.ratio, strict=True) if part and side != "test"} | set(sides)
-    _deal(sides, data.split, task)
-    _unshare(sides, task, removed)
-    rows: dict[str, list[Row]] = {side: [item.row for item in sides[side]] for side in SIDES}
-    _refuse_empty(rows, wanted, data.path, removed)
-    language = data.language or profile(tables["train"]).language
-    return Dataset(rows["train"], rows["validation"], rows["test"], fingerprint(rows), language, removed)
+    looked = {side: survey(rows, task) for side, rows in load_rows(data, task, tables).items()}
+    sides, removed = dealt(looked, data, task)
+    return settled(sides, removed, data.language or profile(tables["train"]).language)
 
 
-def load_rows(data: Data, task: Rules, tables: Tables | None = None) -> dict[str, list[Row]]:
+def load_rows(data: Data, task: Rules, tables: Tables | None = None) -> dict[str, Part]:
     """All rows by role and by the side that is given for them (all others: ``train``), with nothing left out.
 
-    This is what :func:`onsa.data.quality.examine` looks at.
+    Raises:
+        DataError: a file or its rows; a column that is missing, or says an unknown side.
+    """
+    tables = tables or read_tables(data)
+    columns = [_columns(table, data.columns, task) for table in tables.values()]
+    for table in tables.values():
+        for key, name in (("data.split.group", data.split.group), ("data.split.column", data.split.column)):
+            if name is not None and name not in table.columns:
+                raise DataError(_absent(table, name, key))
+    pool = Pool(tuple(tables.values()), columns, nfkc if data.normalise == "nfkc" else dict)
+    sides = {side: pool.part(number) for number, side in enumerate(tables)}
+    return sides if data.split.column is None else _by_column(sides, data.split.column)
+
+
+def dealt(sides: Mapping[str, Survey], data: Data, task: Rules) -> tuple[dict[str, Survey], dict[str, int]]:
+    """Rows that were looked at, dealt to the three sides, and how many were left out, by message code.
+
+    Sides that files, a column or a hub data set give are taken as they are; the others are dealt from the training rows
+    by ``data.split``. Rows that the task cannot use are left out, and so are rows whose inputs stand in the test rows
+    (or, for training rows, in the validation rows) as well.
 
     Raises:
-        DataError: as :func:`load_dataset`, but for sides that are empty.
+        DataError: no rows left to train on or to validate with.
     """
-    sides = _by_side({side: _items(table, data, task) for side, table in (tables or read_tables(data)).items()})
-    return {side: [item.row for item in items] for side, items in sides.items()}
+    removed: Counter[str] = Counter()
+    for found in sides.values():
+        for number, (code, _) in enumerate(found.reasons):
+            removed[code] += int((found.reason_R == number).sum())
+    kept = {side: found.where(found.usable_R) for side, found in sides.items()}
+    if is_hub(data):  # many hub test sets come without labels: better to deal one than to have none
+        kept = {side: found for side, found in kept.items() if len(found.rows) or side == "train"}
+    wanted = {side for side, part in zip(SIDES, data.split.ratio, strict=True) if part and side != "test"} | set(kept)
+    kept = _unshared(_dealt(kept, data.split, task), removed)
+    _refuse_empty(kept, wanted, data.path, removed)
+    return kept, dict(+removed)
 
 
-def place(row: Row) -> str:
-    """Where a row stands, as ``file:line``."""
-    return f"{row.file}:{row.line}"
+def settled(sides: Mapping[str, Survey], removed: dict[str, int], language: str | None) -> Dataset:
+    """A data set of rows that were dealt."""
+    rows: dict[str, Sequence[Row]] = {side: sides[side].rows.settled() for side in SIDES}
+    return Dataset(rows["train"], rows["validation"], rows["test"], fingerprint(rows), language, removed)
 
 
 def fingerprint(sides: Mapping[str, Iterable[Row]]) -> str:
@@ -98,29 +104,6 @@ def fingerprint(sides: Mapping[str, Iterable[Row]]) -> str:
         for row in rows:
             digest.update(canonical(row.values) + b"\n")
     return digest.hexdigest()
-
-
-def _items(table: Table, data: Data, task: Rules) -> list[_Item]:
-    """The rows of a table by role, with their texts normalised where that is asked for."""
-    columns = _columns(table, data.columns, task)
-    for key, name in (("data.split.group", data.split.group), ("data.split.column", data.split.column)):
-        if name is not None and name not in table.columns:
-            raise DataError(_absent(table, name, key))
-    items = []
-    for row in table.rows:
-        values = {role: row.values.get(column) for role, column in columns.items()}
-        if data.normalise == "nfkc":
-            values = nfkc(values)
-        group = None if data.split.group is None else row.values.get(data.split.group)
-        side = None if data.split.column is None else row.values.get(data.split.column)
-        items.append(
-            _Item(
-                Row(values, row.file, row.line),
-                None if is_blank(group) else str(group),
-                None if data.split.column is None else str(side),
-            )
-        )
-    return items
 
 
 def _columns(table: Table, given: Mapping[str, str] | None, task: Rules) -> dict[str, str]:
@@ -154,68 +137,60 @@ def nfkc(value: Any) -> Any:
     return [nfkc(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _by_side(tables: Mapping[str, list[_Item]]) -> dict[str, list[_Item]]:
-    """Items by the side that their file gives, or the split column in the training file."""
-    sides = {side: list(items) for side, items in tables.items() if side != "train"}
-    train: list[_Item] = []
-    for item in tables["train"]:
-        name = "train" if item.side is None else SIDE_NAMES.get(item.side.strip().lower())
+def _by_column(sides: Mapping[str, Part], column: str) -> dict[str, Part]:
+    """The training rows on the sides that a column says, beside the sides that have files of their own."""
+    train = sides["train"]
+    code_R = np.zeros(len(train), np.int64)
+    for index, value in enumerate(train.column(column)):
+        name = SIDE_NAMES.get(str(value).strip().lower())
         if name is None:
-            values = {"value": item.side, "choices": ", ".join(SIDE_NAMES)}
-            raise DataError(Problem("split-value", values, item.row.file, item.row.line, "data.split.column"))
-        (train if name == "train" else sides.setdefault(name, [])).append(item)
-    return {"train": train} | sides
+            values, row = {"value": str(value), "choices": ", ".join(SIDE_NAMES)}, train[index]
+            raise DataError(Problem("split-value", values, row.file, row.line, "data.split.column"))
+        code_R[index] = SIDES.index(name)
+    found = {}
+    for code, name in enumerate(SIDES):
+        said = train.where(code_R == code)
+        found[name] = said if name == "train" or name not in sides else sides[name].joined(said)
+    return {name: rows for name, rows in found.items() if len(rows) or name in sides}
 
 
-def _usable(items: Iterable[_Item], task: Rules, removed: dict[str, list[str]]) -> list[_Item]:
-    kept = []
-    for item in items:
-        problem = task.problem_of(item.row)
-        if problem is None:
-            kept.append(item)
-        else:
-            removed.setdefault(problem[0], []).append(item.place)
-    return kept
-
-
-def _deal(sides: dict[str, list[_Item]], split: Split, task: Rules) -> None:
-    """Deal the sides that are not given from the training rows."""
+def _dealt(sides: Mapping[str, Survey], split: Split, task: Rules) -> dict[str, Survey]:
+    """The sides that are not given, dealt from the training rows."""
     train, validation, test = split.ratio
     ratio = (train, 0.0 if "validation" in sides else validation, 0.0 if "test" in sides else test)
-    items = sides["train"]
-    keys = [task.inputs(item.row) for item in items]
-    labels = [task.answer(item.row) for item in items] if task.provides is Form.LABELLED else None
-    groups = None
+    found = sides["train"]
+    unit_R = found.input_R
     if split.group is not None:  # a row without a group is a group by itself
-        groups = [key if item.group is None else item.group for key, item in zip(keys, items, strict=True)]
-    dealt = assign(keys, split.model_copy(update={"ratio": ratio}), labels, groups)
-    sides["train"] = [item for item, side in zip(items, dealt, strict=True) if side == "train"]
-    for name in SIDES[1:]:
-        chosen = [item for item, side in zip(items, dealt, strict=True) if side == name]
-        sides.setdefault(name, chosen)
+        groups = found.rows.column(split.group)
+        pairs = zip(unit_R.tolist(), groups, strict=True)
+        units = (own if is_blank(group) else unit(normal(str(group))) for own, group in pairs)
+        unit_R = np.fromiter(units, np.uint64, len(unit_R))
+    label_R = found.label_R if task.provides is Form.LABELLED else None
+    side_R = assign(unit_R, split.model_copy(update={"ratio": ratio}), label_R)
+    return {side: found.where(side_R == code) for code, side in enumerate(SIDES)} | {
+        side: given for side, given in sides.items() if side != "train"
+    }
 
 
-def _unshare(sides: dict[str, list[_Item]], task: Rules, removed: dict[str, list[str]]) -> None:
-    """Take out of validation what is in test, and out of training what is in either: no score is of known rows."""
-    seen: set[str] = set()
+def _unshared(sides: Mapping[str, Survey], removed: Counter[str]) -> dict[str, Survey]:
+    """Without what is in test in validation, nor what is in either in training: no score is of known rows."""
+    found: dict[str, Survey] = {}
+    seen = np.zeros(0, np.uint64)
     for side in reversed(SIDES):
-        keys = [normal(task.inputs(item.row)) for item in sides[side]]
-        shared = [item.place for item, key in zip(sides[side], keys, strict=True) if key in seen]
-        if shared:
-            removed.setdefault("rows-shared", []).extend(shared)
-        sides[side] = [item for item, key in zip(sides[side], keys, strict=True) if key not in seen]
-        seen.update(keys)
+        shared_R = np.isin(sides[side].input_R, seen)
+        removed["rows-shared"] += int(shared_R.sum())
+        found[side] = sides[side].where(~shared_R)
+        seen = np.concatenate([seen, sides[side].input_R])
+    return found
 
 
-def _refuse_empty(
-    rows: Mapping[str, Sequence[Row]], wanted: set[str], file: str, removed: Mapping[str, Sequence[str]]
-) -> None:
+def _refuse_empty(sides: Mapping[str, Survey], wanted: set[str], file: str, removed: Mapping[str, int]) -> None:
     """Refuse a side without rows; a test side that only the ratio asks for may be empty."""
     values = {
-        "rows": sum(map(len, rows.values())),
-        "removed": sum(map(len, removed.values())),
-        "causes": ", ".join(removed) or "-",
+        "rows": sum(len(found.rows) for found in sides.values()),
+        "removed": sum(removed.values()),
+        "causes": ", ".join(code for code, count in removed.items() if count) or "-",
     }
-    problems = [Problem(f"{side}-empty", values, file) for side in SIDES if side in wanted and not rows[side]]
+    problems = [Problem(f"{side}-empty", values, file) for side in SIDES if side in wanted and not sides[side].rows]
     if problems:
         raise DataError(problems[:1])  # without training rows, the other sides say nothing new

@@ -7,11 +7,17 @@ charset-normalizer finds. Every decoding is strict: a byte that does not fit is 
 from __future__ import annotations
 
 import codecs
+import hashlib
+import io
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import TextIO
 
 from onsa.data.language import detect
-from onsa.spec.errors import DataError, OnsaError
+from onsa.spec.errors import DataError
 
 # UTF-32 before UTF-16: its little-endian mark begins with that of UTF-16.
 MARKS = (
@@ -26,26 +32,97 @@ ESCAPE_JIS = re.compile(rb"\x1b(?:\$[@B]|\([BJI])")
 # Half-width katakana that stand together; single ones between Latin letters are accents of another encoding.
 HALF_WIDTH = re.compile(r"(?<![A-Za-z])[\uff66-\uff9f]{2,}(?![A-Za-z])")
 SAMPLE = 65_536  # bytes or characters that are enough to judge by
+PART, TELLING = 2**20, 2**24  # bytes that are decoded at once; of a file by which its encoding is told
 
 
-def decode(data: bytes, file: str, given: str | None = None) -> tuple[str, str]:
-    """The text of a file without its byte order mark, and the name of its encoding.
+@dataclass(frozen=True)
+class Text:
+    """A file of which every byte is text in its encoding.
+
+    blank: it holds nothing but spaces; ``sha256`` is that of its bytes.
+    """
+
+    path: Path
+    encoding: str
+    sha256: str
+    blank: bool
+
+    def opened(self, newline: str = "") -> TextIO:
+        """The text without its byte order mark; line ends stay as they are."""
+        return self.path.open(encoding=self.encoding, newline=newline)
+
+
+def decode(path: Path, file: str, given: str | None = None) -> Text:
+    """What a file's bytes are as text; it is read through once, a part at a time.
 
     Raises:
-        DataError: ``encoding-unknown``, ``byte-undecodable`` (with its offset and line), ``encoding-unsure``.
+        DataError: ``encoding-unknown``, ``byte-undecodable`` (with its offset and line), ``encoding-unsure``,
+            ``file-binary`` (a zero byte, where nothing is ``given``).
     """
-    if given is not None:
-        try:
-            name = codecs.lookup(given).name
-        except LookupError:
-            raise DataError.of("encoding-unknown", file=file, value=given) from None
-        if name == "utf-8" and data.startswith(codecs.BOM_UTF8):
-            name = "utf-8-sig"
-        return _strict(data, name, file), name
-    name = detect_encoding(data) or ""
+    name = _named(given, path, file) if given else detect_encoding(_telling(path)) or ""
+    if given is None and not name.startswith(("utf-16", "utf-32")):
+        _refuse_binary(path, file)
     if not name:
         raise DataError.of("encoding-unsure", file=file)
-    return _strict(data, name, file), name
+    digest, blank, offset, lines, pending = hashlib.sha256(), True, 0, 0, b""
+    try:
+        io.TextIOWrapper(io.BytesIO(), name)  # refuses a codec from bytes to bytes
+        decoder = codecs.getincrementaldecoder(name)()
+        for part in _parts(path, PART):
+            digest.update(part)
+            blank &= not decoder.decode(part, final=not part).strip()
+            pending = decoder.getstate()[0]
+            offset += len(part)
+            lines += part.count(b"\n")
+    except UnicodeDecodeError as error:
+        around, at = error.object, error.start
+        line = lines - pending.count(b"\n") + around.count(b"\n", 0, at) + 1
+        byte = f"0x{around[at]:02X}" if at < len(around) else "-"
+        at += offset - len(pending)
+        raise DataError.of(
+            "byte-undecodable", file=file, line=line, byte=byte, offset=at, encoding=error.encoding
+        ) from None
+    except (LookupError, UnicodeError) as error:
+        raise DataError.of("encoding-refused", file=file, value=name, reason=str(error)) from None
+    return Text(path, name, digest.hexdigest(), blank)
+
+
+def _named(given: str, path: Path, file: str) -> str:
+    try:
+        name = codecs.lookup(given).name
+    except LookupError:
+        raise DataError.of("encoding-unknown", file=file, value=given) from None
+    marked = name == "utf-8" and next(_parts(path, PART)).startswith(codecs.BOM_UTF8)
+    return "utf-8-sig" if marked else name
+
+
+def _refuse_binary(path: Path, file: str) -> None:
+    for number, part in enumerate(_parts(path, PART)):
+        if b"\0" in part:
+            raise DataError.of("file-binary", file=file, offset=number * PART + part.index(b"\0"))
+
+
+def _parts(path: Path, size: int) -> Iterator[bytes]:
+    """A file in parts of so many bytes, and an empty one at its end."""
+    with path.open("rb") as source:
+        part = source.read(size)
+        while part:
+            yield part
+            part = source.read(size)
+    yield b""
+
+
+def _telling(path: Path) -> bytes:
+    """What an encoding is told by: a file as a whole or, of a large one, some lines that are not all ASCII."""
+    first = b""
+    for part in _parts(path, TELLING):
+        lines = part[part.find(b"\n") + 1 :] if first else part
+        if len(part) == TELLING:
+            lines = lines[: lines.rfind(b"\n") + 1] or lines
+        if not lines.isascii():
+            return lines
+        first = first or lines
+    return first
 
 
 def detect_encoding(data: bytes) -> str | None:
@@ -60,23 +137,6 @@ def detect_encoding(data: bytes) -> str | None:
     if _fits(data, "utf-8") or _mostly_utf8(data):
         return "utf-8"
     return _japanese(data) or _korean(data) or _other(data)
-
-
-def _strict(data: bytes, name: str, file: str) -> str:
-    try:
-        return data.decode(name)
-    except UnicodeDecodeError as error:
-        raise undecodable(data, error, file) from None
-    except (LookupError, UnicodeError) as error:  # a codec from bytes to bytes, a UTF-16 text of odd length
-        raise DataError.of("encoding-refused", file=file, value=name, reason=str(error)) from None
-
-
-def undecodable(data: bytes, error: UnicodeDecodeError, file: str) -> OnsaError:
-    """The error for a byte that the encoding does not have."""
-    offset = error.start
-    line = data.count(b"\n", 0, offset) + 1
-    byte = f"0x{data[offset]:02X}" if offset < len(data) else "-"
-    return DataError.of("byte-undecodable", file=file, line=line, byte=byte, offset=offset, encoding=error.encoding)
 
 
 def _fits(data: bytes, name: str) -> bool:

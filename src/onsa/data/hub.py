@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from onsa.data.fingerprint import canonical
+from onsa.data.rows import gathered
 from onsa.data.table import Row, Table
 from onsa.models.hub import KNOCK_TIMEOUT_S, reachable
 from onsa.spec.errors import DataError, OnsaError
@@ -89,14 +91,17 @@ def _table(split: Any, file: str) -> Table:
         column: feature.names for column, feature in split.features.items() if type(feature).__name__ == "ClassLabel"
     }
     digest = hashlib.sha256()
-    rows = []
-    for number, found in enumerate(split, 1):
-        values = dict(found)
-        for column, classes in names.items():
-            place = values[column]  # -1 stands for "not known" in hub data sets
-            values[column] = classes[place] if place is not None and place >= 0 else None
-        digest.update(canonical(values) + b"\n")
-        rows.append(Row(values, file, number))
+
+    def named() -> Iterator[Row]:
+        for number, found in enumerate(split, 1):
+            values = dict(found)
+            for column, classes in names.items():
+                place = values[column]  # -1 stands for "not known" in hub data sets
+                values[column] = classes[place] if place is not None and place >= 0 else None
+            digest.update(canonical(values) + b"\n")
+            yield Row(values, file, number)
+
+    rows = gathered(named())
     if not rows:
         raise DataError.of("file-empty", file=file)
     return Table(rows, list(split.column_names), file, "hub", digest.hexdigest())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TextIO
 
+from onsa.data.rows import gathered
 from onsa.data.table import Row
 from onsa.spec.errors import DataError, Problem
 
@@ -17,7 +18,7 @@ SHOWN = 10  # problems that are listed one by one
 DECODER = json.JSONDecoder()
 
 
-def read_json(text: str, file: str) -> tuple[list[Row], list[str]]:
+def read_json(text: str, file: str) -> tuple[Sequence[Row], list[str]]:
     """Rows and columns of an array of objects, or of an object whose ``data`` is one.
 
     Raises:
@@ -37,14 +38,13 @@ def read_json(text: str, file: str) -> tuple[list[Row], list[str]]:
     return _table(_elements(text, start), file)
 
 
-def read_jsonl(text: str, file: str) -> tuple[list[Row], list[str]]:
+def read_jsonl(text: TextIO, file: str) -> tuple[Sequence[Row], list[str]]:
     """Rows and columns of a text with one JSON object a line; blank lines are passed over.
 
     Raises:
         DataError: a line that is not JSON, or no object; no rows.
     """
-    # Not splitlines(): U+2028 and its like may stand unescaped inside a JSON string.
-    lines = enumerate(text.replace("\r\n", "\n").split("\n"), 1)
+    lines = enumerate(text, 1)
     return _table(((number, _line(line)) for number, line in lines if line.strip()), file)
 
 
@@ -62,17 +62,20 @@ def _line(line: str) -> Any:
         return error
 
 
-def _table(values: Iterable[tuple[int, Any]], file: str) -> tuple[list[Row], list[str]]:
-    rows: list[Row] = []
+def _table(values: Iterable[tuple[int, Any]], file: str) -> tuple[Sequence[Row], list[str]]:
     problems: list[Problem] = []
     columns: dict[str, None] = {}  # a set that keeps its order
-    for line, value in values:
-        problem = _problem(value, file, line)
-        if problem is None:
-            rows.append(Row(value, file, line))
-            columns |= dict.fromkeys(value)
-        elif len(problems) < SHOWN:
-            problems.append(problem)
+
+    def sound() -> Iterator[Row]:
+        for line, value in values:
+            problem = _problem(value, file, line)
+            if problem is None:
+                columns.update(dict.fromkeys(value))
+                yield Row(value, file, line)
+            elif len(problems) < SHOWN:
+                problems.append(problem)
+
+    rows = gathered(sound())
     if problems:
         raise DataError(problems)
     if not rows:

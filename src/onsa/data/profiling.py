@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import numpy as np
 
 from onsa.data.convert import check_messages, to_messages
 from onsa.data.fingerprint import canonical
 from onsa.data.language import detect
 from onsa.data.profile import ColumnProfile, Look, Profile
+from onsa.data.split import unit
 from onsa.data.table import Table
 
 LOOKED_AT = 500  # values of a column that decide on its look
@@ -22,19 +26,36 @@ EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 def profile(table: Table) -> Profile:
-    """What the columns of a table look like."""
-    columns = tuple(_column(name, [row.values.get(name) for row in table.rows]) for name in table.columns)
+    """What the columns of a table look like; its rows are gone through once."""
+    seen = [_Seen(name) for name in table.columns]
+    for row in table.rows:
+        for column in seen:
+            column.add(row.values.get(column.name))
+    columns = tuple(column.profile() for column in seen)
     return Profile(columns, len(table.rows), _language(table, columns))
 
 
-def _column(name: str, values: list[Any]) -> ColumnProfile:
-    filled = [value for value in values if not is_blank(value)]
-    distinct = len({value if isinstance(value, str) else canonical(value) for value in filled})
-    texts = [as_text(value) for value in filled[:LOOKED_AT]]
-    mean_length = sum(map(len, texts)) / len(texts) if texts else 0.0
-    look = _look(filled[:LOOKED_AT], len(filled), distinct)
-    examples = tuple(text if len(text) <= CLIP else text[: CLIP - 1] + "…" for text in dict.fromkeys(texts))[:3]
-    return ColumnProfile(name, look, len(filled), distinct, mean_length, examples)
+class _Seen:
+    """What is known of a column as its values go by: the first of them, and eight bytes of a hash of each."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._first: list[Any] = []
+        self._units = array("Q")
+
+    def add(self, value: Any) -> None:
+        if is_blank(value):
+            return
+        if len(self._first) < LOOKED_AT:
+            self._first.append(value)
+        self._units.append(unit(value if isinstance(value, str) else f"\0{canonical(value)!r}"))
+
+    def profile(self) -> ColumnProfile:
+        filled, distinct = len(self._units), len(np.unique(np.asarray(self._units)))
+        texts = [as_text(value) for value in self._first]
+        mean_length = sum(map(len, texts)) / len(texts) if texts else 0.0
+        examples = tuple(text if len(text) <= CLIP else text[: CLIP - 1] + "…" for text in dict.fromkeys(texts))[:3]
+        return ColumnProfile(self.name, _look(self._first, filled, distinct), filled, distinct, mean_length, examples)
 
 
 def is_blank(value: Any) -> bool:

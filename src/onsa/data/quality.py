@@ -1,134 +1,149 @@
 """Quality: what is worth knowing about rows before time is spent on training with them.
 
-Every function here is pure: rows and the task's reading of them in, problems out, each with counts and up to three
-places. Only what makes training pointless is an error.
+Every function here is pure: surveys of rows in, problems out, each with counts and up to three places. Only what makes
+training pointless is an error.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from itertools import islice
 
-from onsa.data.dataset import place
+import numpy as np
+
 from onsa.data.rules import Rules
-from onsa.data.split import SIDES, normal
-from onsa.data.table import Row
+from onsa.data.split import SIDES, Units
+from onsa.data.survey import Flags, Survey
+from onsa.data.table import Row, place
 from onsa.spec.component import Form
 from onsa.spec.errors import Level, Problem
 from onsa.spec.messages import say
 
 IMBALANCE = 20  # the largest class to the smallest, from which it is worth a warning
 FEW = 5  # rows of a class with which it can hardly be learnt
-NEAR_EMPTY = 2  # letters or digits in a text that says next to nothing
-
-Read = Callable[[Row], str]
+EXAMPLES = 3  # places that are shown
 
 
-def examine(sides: Mapping[str, Sequence[Row]], task: Rules) -> list[Problem]:
+def examine(sides: Mapping[str, Survey], task: Rules) -> list[Problem]:
     """Every problem of the rows of a data set by side (see :func:`onsa.data.dataset.load_rows`), errors first."""
-    every = [row for side in SIDES for row in sides.get(side, [])]
-    problems = unusable(every, task)
-    usable = {side: [row for row in sides.get(side, []) if task.problem_of(row) is None] for side in SIDES}
-    rows = [row for side in SIDES for row in usable[side]]
-    problems += near_empty(rows, task.inputs)
-    for side in SIDES:
-        problems += duplicates(usable[side], task.inputs, task.answer)
-    problems += conflicts(rows, task.inputs, task.answer)
-    for side in ("validation", "test"):
-        problems += shared(usable["train"], usable[side], side, task.inputs)
-    problems += shared(usable["validation"], usable["test"], "test", task.inputs)
+    surveys = [sides[side] for side in SIDES if side in sides]
+    problems = unusable(surveys)
+    usable = {side: found.where(found.usable_R) for side, found in sides.items()}
+    surveys = [usable[side] for side in SIDES if side in usable]
+    problems += near_empty(surveys)
+    for found in surveys:
+        problems += duplicates(found)
+    problems += conflicts(surveys)
+    for side, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        if side in usable and other in usable:
+            problems += shared(usable[side], usable[other], other)
     if task.provides is Form.LABELLED:
-        problems += balance(usable["train"], task.answer)
+        problems += balance(usable["train"])
     order = list(Level)
     return sorted(problems, key=lambda problem: order.index(problem.level))
 
 
-def unusable(rows: Sequence[Row], task: Rules) -> list[Problem]:
+def unusable(surveys: Sequence[Survey]) -> list[Problem]:
     """Rows that the task cannot use, by reason; an error where no other rows are left."""
-    found: dict[str, tuple[dict[str, Any], list[Row]]] = {}
-    for row in rows:
-        problem = task.problem_of(row)
-        if problem is not None:
-            code, values = problem
-            words = {"reason": say(code, **values), "remedy": say(f"{code}.fix", **values)}
-            found.setdefault(code, (words, []))[1].append(row)
-    none_left = sum(len(bad) for _, bad in found.values()) == len(rows)
-    level = Level.ERROR if none_left else Level.WARNING
-    return [_problem("rows-unusable", level, bad, total=len(rows), **words) for words, bad in found.values()]
+    reasons = {code: values for found in reversed(surveys) for code, values in found.reasons}
+    total = sum(len(found.rows) for found in surveys)
+    level = Level.WARNING if any(found.usable_R.any() for found in surveys) else Level.ERROR
+    problems = []
+    for code in dict.fromkeys(code for found in surveys for code, _ in found.reasons):
+        words = {"reason": say(code, **reasons[code]), "remedy": say(f"{code}.fix", **reasons[code])}
+        masks = [_is(found, code) for found in surveys]
+        problems += _hits("rows-unusable", level, surveys, masks, total=total, **words)
+    return problems
 
 
-def near_empty(rows: Iterable[Row], inputs: Read) -> list[Problem]:
+def _is(found: Survey, code: str) -> Flags:
+    """Which rows cannot be used for this reason."""
+    return np.isin(found.reason_R, [number for number, (own, _) in enumerate(found.reasons) if own == code])
+
+
+def near_empty(surveys: Sequence[Survey]) -> list[Problem]:
     """Rows whose input is a letter or a few signs."""
-    found = [row for row in rows if sum(map(str.isalnum, inputs(row))) < NEAR_EMPTY]
-    return [_problem("rows-near-empty", Level.NOTE, found)] if found else []
+    return _hits("rows-near-empty", Level.NOTE, surveys, [found.bare_R for found in surveys])
 
 
-def duplicates(rows: Iterable[Row], inputs: Read, answer: Read) -> list[Problem]:
+def duplicates(found: Survey) -> list[Problem]:
     """Rows that repeat an earlier one: to the letter, or but for case, width and spaces."""
-    exact: list[Row] = []
-    alike: list[Row] = []
-    seen: set[tuple[str, str]] = set()
-    seen_normal: set[tuple[str, str]] = set()
-    for row in rows:
-        key = (inputs(row), answer(row))
-        normal_key = (normal(key[0]), normal(key[1]))
-        if key in seen:
-            exact.append(row)
-        elif normal_key in seen_normal:
-            alike.append(row)
-        seen.add(key)
-        seen_normal.add(normal_key)
-    problems = [_problem("rows-duplicate", Level.WARNING, exact)] if exact else []
-    return [*problems, _problem("rows-alike", Level.NOTE, alike)] if alike else problems
+    exact_R = _repeats(found.exact_R)
+    alike_R = _repeats(found.pair_R) & ~exact_R
+    return [
+        *_hits("rows-duplicate", Level.WARNING, [found], [exact_R]),
+        *_hits("rows-alike", Level.NOTE, [found], [alike_R]),
+    ]
 
 
-def conflicts(rows: Iterable[Row], inputs: Read, answer: Read) -> list[Problem]:
+def conflicts(surveys: Sequence[Survey]) -> list[Problem]:
     """Rows of equal (normalised) inputs with unlike answers."""
-    by_input: dict[str, list[tuple[str, Row]]] = {}
-    for row in rows:
-        by_input.setdefault(normal(inputs(row)), []).append((normal(answer(row)), row))
-    clashes = [pairs for pairs in by_input.values() if len({given for given, _ in pairs}) > 1]
-    if not clashes:
+    input_R = np.concatenate([found.input_R for found in surveys])
+    apart_R = ~_repeats(np.concatenate([found.pair_R for found in surveys]))  # the first row of each pair
+    input_U, pairs_U = np.unique(input_R[apart_R], return_counts=True)
+    clashing_U = input_U[pairs_U > 1]
+    if not len(clashing_U):
         return []
-    # One row of each answer, so that the places shown do differ.
-    found = [row for pairs in clashes for row in dict(pairs).values()]
-    count = sum(map(len, clashes))
-    return [_problem("rows-conflicting", Level.WARNING, found, count=count, inputs=len(clashes))]
+    clash_R = np.isin(input_R, clashing_U)
+    # One row of each answer to the input that clashes first, and to the next, so that the places shown do differ.
+    _, first_U, back_R = np.unique(input_R, return_index=True, return_inverse=True)
+    shown = np.flatnonzero(clash_R & apart_R)
+    shown = shown[np.lexsort((shown, first_U[back_R[shown]]))][:EXAMPLES]
+    starts = np.cumsum([0, *(len(found.rows) for found in surveys)])
+    rows = []
+    for index in shown:
+        part = int(np.searchsorted(starts, index, side="right")) - 1
+        rows.append(surveys[part].rows[int(index - starts[part])])
+    return [_problem("rows-conflicting", Level.WARNING, rows, int(clash_R.sum()), inputs=len(clashing_U))]
 
 
-def shared(rows: Iterable[Row], others: Iterable[Row], side: str, inputs: Read) -> list[Problem]:
+def shared(found: Survey, others: Survey, side: str) -> list[Problem]:
     """Rows whose (normalised) inputs stand in the given ``side`` as well, where they would be scored."""
-    known = {normal(inputs(row)) for row in others}
-    found = [row for row in rows if normal(inputs(row)) in known]
-    return [_problem("rows-shared", Level.WARNING, found, side=side)] if found else []
+    return _hits("rows-shared", Level.WARNING, [found], [np.isin(found.input_R, others.input_R)], side=side)
 
 
-def balance(rows: Iterable[Row], answer: Read) -> list[Problem]:
+def balance(found: Survey) -> list[Problem]:
     """Classes that are alone, rare, or far outnumbered."""
-    first: dict[str, Row] = {}
-    counts: Counter[str] = Counter()
-    for row in rows:
-        counts[answer(row)] += 1
-        first.setdefault(answer(row), row)
-    if not counts:
+    label_U, first_U, count_U = np.unique(found.label_R, return_index=True, return_counts=True)
+    if not len(label_U):
         return []
+    seen = sorted(zip(first_U.tolist(), label_U.tolist(), count_U.tolist(), strict=True))
+    first = {found.names[label]: at for at, label, _ in seen}
+    counts = Counter({found.names[label]: count for _, label, count in seen})
     (largest, most), (smallest, least) = counts.most_common()[0], counts.most_common()[-1]
     if len(counts) == 1:
-        return [_problem("class-single", Level.ERROR, [first[largest]], count=most, name=largest)]
+        return [_problem("class-single", Level.ERROR, [found.rows[first[largest]]], most, name=largest)]
     problems = []
     rare = [name for name, count in counts.items() if count < FEW]
     if rare:
         names = ", ".join(f"{name} ({counts[name]})" for name in rare[:5])
-        rows_of = [first[name] for name in rare]
-        problems.append(_problem("classes-rare", Level.WARNING, rows_of, count=len(rare), names=names, few=FEW))
+        rows = [found.rows[first[name]] for name in rare[:EXAMPLES]]
+        problems.append(_problem("classes-rare", Level.WARNING, rows, len(rare), names=names, few=FEW))
     if most > IMBALANCE * least:
         values = {"largest": largest, "most": most, "smallest": smallest, "least": least}
-        problems.append(_problem("classes-unbalanced", Level.WARNING, [first[smallest]], count=len(counts), **values))
+        rows = [found.rows[first[smallest]]]
+        problems.append(_problem("classes-unbalanced", Level.WARNING, rows, len(counts), **values))
     return problems
 
 
-def _problem(code: str, level: Level, rows: Sequence[Row], count: int | None = None, **values: object) -> Problem:
-    examples = ", ".join(place(row) for row in rows[:3])
-    counted = {"count": len(rows) if count is None else count, "examples": examples}
+def _repeats(value_R: Units) -> Flags:
+    """Which of some values have come before."""
+    again_R = np.ones(len(value_R), np.bool_)
+    again_R[np.unique(value_R, return_index=True)[1]] = False
+    return again_R
+
+
+def _hits(
+    code: str, level: Level, surveys: Sequence[Survey], masks: Sequence[Flags], **values: object
+) -> list[Problem]:
+    """The problem that some rows have, if there are any."""
+    count = sum(int(hit_R.sum()) for hit_R in masks)
+    places = ((found, index) for found, hit_R in zip(surveys, masks, strict=True) for index in np.flatnonzero(hit_R))
+    rows = [found.rows[int(index)] for found, index in islice(places, EXAMPLES)]
+    return [_problem(code, level, rows, count, **values)] if count else []
+
+
+def _problem(code: str, level: Level, rows: Sequence[Row], count: int, **values: object) -> Problem:
+    counted = {"count": count, "examples": ", ".join(place(row) for row in rows)}
     return Problem(code, {**counted, **values}, rows[0].file, level=level)

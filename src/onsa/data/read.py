@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from onsa.data.decode import decode, detect_encoding
+from onsa.data.decode import decode
 from onsa.data.delimited import named, read_delimited
 from onsa.data.hub import is_hub_id, read_hub
 from onsa.data.json_rows import is_jsonl, read_json, read_jsonl
+from onsa.data.rows import gathered
 from onsa.data.table import Row, Table
 from onsa.spec.errors import DataError, OnsaError
 from onsa.spec.sections import FORMATS, Data
+from onsa.store.atomic import sha256_file
 
 MAGIC = (
     (b"PK\x03\x04", "ZIP / XLSX / DOCX"),
@@ -62,33 +63,40 @@ def read_file(path: str | Path, data: Data) -> Table:
         DataError: the file is missing, unreadable, empty, binary, of no known format, broken, or without rows.
     """
     path, file = Path(path), str(path)
-    content = _bytes(path, file)
+    head = _head(path, file)
     kind = data.format or FORMATS.get(path.suffix.lower())
     if kind != "parquet":
-        _refuse_binary(content, data.encoding, file)
+        known = next((name for magic, name in MAGIC if head.startswith(magic)), None)
+        if known:
+            raise DataError.of("file-binary-known", file=file, known=known)
     if kind is None or kind == "hub":
         raise DataError.of("format-unknown", file=file, value=path.suffix or path.name, choices=" ".join(FORMATS))
-    found: dict[str, Any] = {"file": file, "format": kind, "sha256": hashlib.sha256(content).hexdigest()}
     if kind == "parquet":
-        rows, columns = _parquet(content, file)
-        return Table(rows, columns, **found)
-    text, found["encoding"] = decode(content, file, data.encoding)
-    if not text.strip():
+        rows, columns = _parquet(path, file)
+        return Table(rows, columns, file, kind, sha256_file(path))
+    text = decode(path, file, data.encoding)
+    found: dict[str, Any] = {"file": file, "format": kind, "sha256": text.sha256, "encoding": text.encoding}
+    if text.blank:
         raise DataError.of("file-empty", file=file)
     if kind in ("csv", "tsv"):
         prefer = "\t" if kind == "tsv" else ","
-        rows, columns, found["delimiter"] = read_delimited(text, file, data.delimiter, prefer)
-    elif kind == "jsonl" or (data.format is None and is_jsonl(text)):
-        found["format"] = "jsonl"
-        rows, columns = read_jsonl(text, file)
-    else:
-        rows, columns = read_json(text, file)
-    return Table(rows, columns, **found)
+        rows, columns, found["delimiter"] = read_delimited(text.opened, file, data.delimiter, prefer)
+        return Table(rows, columns, **found)
+    if kind == "json":
+        with text.opened() as source:
+            whole = source.read()
+        if data.format is not None or not is_jsonl(whole):
+            return Table(*read_json(whole, file), **found)
+    with text.opened("\n") as source:
+        rows, columns = read_jsonl(source, file)
+    return Table(rows, columns, **{**found, "format": "jsonl"})
 
 
-def _bytes(path: Path, file: str) -> bytes:
+def _head(path: Path, file: str) -> bytes:
+    """A file's first bytes, of which there are some."""
     try:
-        content = path.read_bytes()
+        with path.open("rb") as source:
+            head = source.read(16)
     except (FileNotFoundError, NotADirectoryError):
         raise _missing(path, file) from None
     except IsADirectoryError:
@@ -96,9 +104,9 @@ def _bytes(path: Path, file: str) -> bytes:
         raise DataError.of("file-is-folder", file=file, names=", ".join(inside[:5]) or "-") from None
     except OSError as error:
         raise DataError.of("file-unreadable", file=file, reason=error.strerror or str(error)) from None
-    if not content:
+    if not head:
         raise DataError.of("file-empty", file=file)
-    return content
+    return head
 
 
 def _missing(path: Path, file: str) -> OnsaError:
@@ -112,24 +120,16 @@ def _missing(path: Path, file: str) -> OnsaError:
     return DataError.of("file-missing", file=file, folder=str(folder))
 
 
-def _refuse_binary(content: bytes, encoding: str | None, file: str) -> None:
-    """Say what a binary file is, rather than reading its bytes as text."""
-    known = next((name for magic, name in MAGIC if content.startswith(magic)), None)
-    if known:
-        raise DataError.of("file-binary-known", file=file, known=known)
-    if encoding is None and b"\0" in content and not str(detect_encoding(content)).startswith(("utf-16", "utf-32")):
-        raise DataError.of("file-binary", file=file, offset=content.index(b"\0"))
-
-
-def _parquet(content: bytes, file: str) -> tuple[list[Row], list[str]]:
+def _parquet(path: Path, file: str) -> tuple[Sequence[Row], list[str]]:
     """Rows and columns of a Parquet file; ``line`` is the row's number from 1."""
     import pyarrow
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.ParquetFile(io.BytesIO(content)).read()
-        columns = named(list(table.column_names), file)
-        rows = [Row(values, file, number) for number, values in enumerate(table.rename_columns(columns).to_pylist(), 1)]
+        source = pyarrow.parquet.ParquetFile(path)
+        columns = named(list(source.schema_arrow.names), file)
+        found = (value for batch in source.iter_batches() for value in batch.rename_columns(columns).to_pylist())
+        rows = gathered(Row(values, file, number) for number, values in enumerate(found, 1))
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).strip().rstrip(".").splitlines()[0]
         raise DataError.of("parquet-broken", file=file, reason=reason) from None

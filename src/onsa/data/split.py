@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Mapping, Sequence
 from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from onsa.spec.sections import Split
 
 Side = Literal["train", "validation", "test"]
 SIDES: tuple[Side, ...] = ("train", "validation", "test")
+Units = npt.NDArray[np.uint64]
 
 
 def normal(text: str) -> str:
@@ -24,54 +27,49 @@ def normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", folded).split())
 
 
-def assign(
-    keys: Sequence[str], split: Split, labels: Sequence[str] | None = None, groups: Sequence[str] | None = None
-) -> list[Side]:
-    """The side of each row.
+def unit(text: str) -> int:
+    """What a text is dealt by: the first eight bytes of its SHA-256."""
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
-    What is dealt as a whole is a *unit*: all rows of equal normalised key or, with ``groups``, of equal group. Where
-    ``split.stratify`` is on, every label's units are dealt in the order of their hashes until each side has its exact
-    share (within one unit); a unit with several labels counts with its first. Without labels all units are one stratum.
 
-    keys: what each row is about, as text (its inputs).
+def assign(unit_R: Units, split: Split, label_R: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
+    """The side of each row, as its place in ``SIDES``.
+
+    What is dealt as a whole is a *unit*: all rows of equal normalised key or of equal group. Where ``split.stratify``
+    is on, every label's units are dealt in the order of their hashes until each side has its exact share (within one
+    unit); a unit with several labels counts with its first. Without labels all units are one stratum.
+
+    Args:
+        unit_R: of what each row is about (its inputs, or its group).
     """
-    units = [normal(key) for key in (keys if groups is None else groups)]
-    at = {unit: position(unit) for unit in units}
     if not split.stratify:
-        return [_side(at[unit], split.ratio) for unit in units]
-    label_of: dict[str, str] = {}
-    for unit, label in zip(units, labels or [""] * len(units), strict=True):
-        label_of.setdefault(unit, label)
-    strata: dict[str, list[str]] = {}
-    for unit in sorted(label_of, key=lambda unit: (at[unit], unit)):
-        strata.setdefault(label_of[unit], []).append(unit)
-    side_of = _quotas(strata, split.ratio)
-    return [side_of[unit] for unit in units]
+        return _by_position(position(unit_R), split.ratio)
+    # In the order of their hashes: np.unique sorts.
+    unit_U, first_U, back_R = np.unique(unit_R, return_index=True, return_inverse=True)
+    label_U = np.zeros(len(unit_U), np.int64) if label_R is None else label_R[first_U]
+    side_U = np.zeros(len(unit_U), np.int64)
+    order_U = np.argsort(label_U, kind="stable")
+    for stratum in np.split(order_U, np.flatnonzero(np.diff(label_U[order_U])) + 1):
+        side_U[stratum] = np.repeat(np.arange(len(SIDES)), _quotas(len(stratum), split.ratio))
+    return side_U[back_R]
 
 
-def position(unit: str) -> float:
-    """Where in [0, 1) a unit falls."""
-    digest = hashlib.sha256(unit.encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48  # 48 bits: a float holds them exactly, and never rounds up to 1
+def position(unit_R: Units) -> npt.NDArray[np.float64]:
+    """Where in [0, 1) units fall."""
+    return (unit_R >> np.uint64(16)) / 2.0**48  # 48 bits: a float holds them exactly, and never rounds up to 1
 
 
-def _side(at: float, ratio: tuple[float, float, float]) -> Side:
+def _by_position(at_R: npt.NDArray[np.float64], ratio: tuple[float, float, float]) -> npt.NDArray[np.int64]:
     train, validation, _ = ratio
     total = sum(ratio)
-    if at < train / total:
-        return "train"
-    return "validation" if at < (train + validation) / total else "test"
+    return (at_R >= train / total).astype(np.int64) + (at_R >= (train + validation) / total)
 
 
-def _quotas(strata: Mapping[str, Sequence[str]], ratio: tuple[float, float, float]) -> dict[str, Side]:
-    """Deal each stratum by largest remainders, so that every side's share is within one unit of exact."""
-    side_of: dict[str, Side] = {}
-    for units in strata.values():
-        exact = [len(units) * part / sum(ratio) for part in ratio]
-        counts = [int(share) for share in exact]
-        by_remainder = sorted(range(3), key=lambda side: counts[side] - exact[side])
-        for side in by_remainder[: len(units) - sum(counts)]:
-            counts[side] += 1
-        dealt = [side for side, count in zip(SIDES, counts, strict=True) for _ in range(count)]
-        side_of.update(zip(units, dealt, strict=True))
-    return side_of
+def _quotas(units: int, ratio: tuple[float, float, float]) -> list[int]:
+    """Each side's part of a stratum, by largest remainders: within one unit of exact."""
+    exact = [units * part / sum(ratio) for part in ratio]
+    counts = [int(share) for share in exact]
+    by_remainder = sorted(range(len(ratio)), key=lambda side: counts[side] - exact[side])
+    for side in by_remainder[: units - sum(counts)]:
+        counts[side] += 1
+    return counts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,11 @@ class Row:
     line: int
 
 
+def place(row: Row) -> str:
+    """Where a row stands, as ``file:line``."""
+    return f"{row.file}:{row.line}"
+
+
 @dataclass(frozen=True)
 class Table:
     """The rows of one file as they were found.
@@ -23,7 +29,7 @@ class Table:
     of its rows).
     """
 
-    rows: list[Row]
+    rows: Sequence[Row]
     columns: list[str]
     file: str
     format: str
@@ -37,16 +43,16 @@ class Dataset:
     """Rows by side of the split, their values by role, and a hash of all of it.
 
     language: an ISO 639-1 code, or ``None`` where it could not be told.
-    removed: rows left out, by message code (``row-empty``, …), with their places.
+    removed: how many rows were left out, by message code (``row-empty``, …).
     """
 
-    train: list[Row]
-    validation: list[Row]
-    test: list[Row]
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    test: Sequence[Row]
     sha256: str
     language: str | None = None
-    removed: dict[str, list[str]] = field(default_factory=dict)
+    removed: dict[str, int] = field(default_factory=dict)
 
     @property
-    def sides(self) -> dict[str, list[Row]]:
+    def sides(self) -> dict[str, Sequence[Row]]:
         return {"train": self.train, "validation": self.validation, "test": self.test}

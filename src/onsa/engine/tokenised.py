@@ -18,7 +18,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, overload
@@ -29,7 +29,7 @@ import numpy.typing as npt
 from onsa.data.dataset import fingerprint
 from onsa.data.table import Row
 from onsa.engine.batches import encode
-from onsa.models.batch import Example
+from onsa.models.batch import Example, Sizes
 from onsa.models.load import tokenizer_hash
 from onsa.store.atomic import explained, publish, sha256_file
 from onsa.store.cache import draft, make_room, root, size
@@ -56,6 +56,21 @@ class Tokenised(Sequence[Example]):
     weight_N: Array | None
     type_N: Array | None
     target_R: Array | None
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """As :func:`onsa.models.batch.sizes`; the weights are gone through a part at a time."""
+        length_R = np.diff(self.ends_R, prepend=0)
+        supervised_R = np.ones(len(self), np.int64)
+        if self.weight_N is not None:
+            starts_R = self.ends_R - length_R
+            for first in range(0, len(self), PART):
+                rows = slice(first, first + PART)
+                start, end = int(starts_R[first]), int(self.ends_R[rows][-1])
+                trains_N = np.asarray(self.weight_N[start:end]) != 0
+                trains_N[starts_R[rows] - start] = False  # nothing predicts a row's first token
+                supervised_R[rows] = np.add.reduceat(trains_N, starts_R[rows] - start, dtype=np.int64)
+        return Sizes(length_R, supervised_R, self.cut_R, self.row_R)
 
     def __len__(self) -> int:
         return len(self.ends_R)

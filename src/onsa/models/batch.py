@@ -44,6 +44,25 @@ class Example:
         return 1 if self.weight_T is None else int(np.count_nonzero(self.weight_T[1:]))
 
 
+@dataclass(frozen=True, eq=False)
+class Sizes:
+    """Figures of some examples, an entry each: tokens, predictions that train, tokens that were cut off, the row."""
+
+    length_R: npt.NDArray[np.int64]
+    supervised_R: npt.NDArray[np.int64]
+    cut_R: npt.NDArray[np.int64]
+    row_R: npt.NDArray[np.int64]
+
+
+def sizes(examples: Sequence[Example]) -> Sizes:
+    """The figures of some examples; those that lie on a disk have them at hand, as ``sizes``."""
+    known: Sizes | None = getattr(examples, "sizes", None)
+    if known is not None:
+        return known
+    figures = [(len(one.token_T), one.supervised, one.cut, one.row) for one in examples]
+    return Sizes(*np.asarray(figures, np.int64).reshape(-1, 4).T)
+
+
 @dataclass(frozen=True)
 class Batch:
     """Rows that go through a model together: see the module's legend."""

@@ -160,7 +160,7 @@ def suggest(rates: Sequence[float], smooth: Sequence[float]) -> tuple[float, flo
 def _lasting(prepared: Prepared, steps: int) -> Prepared:
     """A run of so many steps, over the rows as often as that takes."""
     train = prepared.recipe.train
-    an_epoch = steps_an_epoch(train, [len(example.token_T) for example in prepared.examples["train"]])
+    an_epoch = steps_an_epoch(train, prepared.feed.length_R)
     train = train.model_copy(update={"epochs": -(-steps // an_epoch), "max_steps": steps})
     return replace(prepared, recipe=prepared.recipe.model_copy(update={"train": train}), total=steps)
 

@@ -121,7 +121,7 @@ def document(prepared: Prepared, run: Run, told: Told, found: Measured) -> Docum
         data=DataRecord(
             file=Path(recipe.data.path).name,
             sha256=prepared.dataset.sha256,
-            removed={reason: len(rows) for reason, rows in prepared.dataset.removed.items()},
+            removed=prepared.dataset.removed,
         ),
         model=_model(prepared),
         versions=versions(),

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from onsa.data.table import Dataset, Row
-from onsa.models.batch import Example
+import numpy as np
+import numpy.typing as npt
+
+from onsa.data.table import Dataset, Row, place
+from onsa.models.batch import Example, sizes
 from onsa.spec.errors import DataError, Level, Problem
 from onsa.spec.recipe import Recipe
 from onsa.tasks.base import Task, TokenTask
@@ -67,30 +70,30 @@ def tokens(
         values = {"value": limit, "context": context}
         found.append(Problem("length-over-context", values, key="train.max_length"))
     for side, rows in dataset.sides.items():
-        kept = {example.row for example in examples[side]}
-        masked = [row for index, row in enumerate(rows) if index not in kept]
-        if rows and not kept:
+        seen = sizes(examples[side])
+        masked_R = np.setdiff1d(np.arange(len(rows)), seen.row_R)
+        if rows and not len(seen.row_R):
             if all(problem.code != "all-masked" for problem in found):  # one side is enough to say what to change
                 values = {"rows": len(rows), "side": side, "length": limit}
-                found.append(Problem("all-masked", values, masked[0].file, masked[0].line))
-        elif masked:
-            values = {"rows": len(masked), "side": side, "places": places(masked)}
+                found.append(Problem("all-masked", values, rows[0].file, rows[0].line))
+        elif len(masked_R):
+            values = {"rows": len(masked_R), "side": side, "places": places(rows, masked_R)}
             found.append(Problem("rows-masked", values, level=Level.WARNING))
-        cut = [example for example in examples[side] if example.cut]
-        if cut:
+        cut_R = seen.row_R[seen.cut_R > 0]
+        if len(cut_R):
             values = {
-                "rows": len(cut),
+                "rows": len(cut_R),
                 "side": side,
                 "length": limit,
-                "tokens": sum(example.cut for example in cut),
-                "places": places([rows[example.row] for example in cut]),
+                "tokens": int(seen.cut_R.sum()),
+                "places": places(rows, cut_R),
             }
             found.append(Problem("rows-cut", values, level=Level.WARNING))
-    train = examples["train"]
-    if cast(Task, recipe.task).provides.value == "tokens" and train:
-        total = sum(len(example.token_T) for example in train)
-        trained = sum(example.supervised for example in train)
-        found.append(Problem("tokens-trained", {"share": f"{trained / total:.0%}", "tokens": total}, level=Level.NOTE))
+    seen = sizes(examples["train"])
+    if cast(Task, recipe.task).provides.value == "tokens" and len(seen.row_R):
+        total = int(seen.length_R.sum())
+        share = f"{seen.supervised_R.sum() / total:.0%}"
+        found.append(Problem("tokens-trained", {"share": share, "tokens": total}, level=Level.NOTE))
     return found
 
 
@@ -106,7 +109,7 @@ def view(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
     return [(tokenizer.decode(ids), trains) for ids, trains in pieces]
 
 
-def places(rows: Sequence[Row]) -> str:
-    """The first few rows by file and line."""
-    shown = ", ".join(f"{row.file}:{row.line}" for row in rows[:EXAMPLES])
-    return shown + (", …" if len(rows) > EXAMPLES else "")
+def places(rows: Sequence[Row], index_R: npt.NDArray[np.int64]) -> str:
+    """The first few of some rows by file and line."""
+    shown = ", ".join(place(rows[int(index)]) for index in index_R[:EXAMPLES])
+    return shown + (", …" if len(index_R) > EXAMPLES else "")

@@ -7,20 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from functools import reduce
+from itertools import islice
 from typing import Any, cast
+
+import numpy as np
 
 from onsa.accel.passes import ROWS, check_names
 from onsa.accel.plan import Plan, decide
 from onsa.adaptations.base import Adaptation
-from onsa.data.dataset import load_dataset, load_rows, read_tables
+from onsa.data.dataset import dealt, load_rows, read_tables, settled
 from onsa.data.profiling import profile
 from onsa.data.quality import balance, examine
-from onsa.data.table import Dataset, Row
+from onsa.data.rows import Part
+from onsa.data.survey import survey
+from onsa.data.table import Dataset
 from onsa.engine.batches import encode, padding
 from onsa.engine.sessions.base import Engine
 from onsa.engine.tokenised import tokenised
-from onsa.models.batch import Example
+from onsa.models.batch import Example, sizes
 from onsa.models.fetch import Located, locate
 from onsa.models.load import load_tokenizer, tokenizer_hash
 from onsa.programs import preflight
@@ -104,16 +109,19 @@ def prepare(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Pr
     """
     check_names(recipe.accel)
     tables = read_tables(recipe.data)
-    recipe, choices = with_task(recipe, profile(tables["train"]))
+    seen = profile(tables["train"])
+    recipe, choices = with_task(recipe, seen)
     given = load_rows(recipe.data, cast(Task, recipe.task), tables)
     task = _fitted(cast(Task, recipe.task), given)
     recipe = recipe.model_copy(update={"task": task})
-    problems = [*conflicts(recipe), *examine(given, task)]
+    looked = {side: survey(rows, task) for side, rows in given.items()}
+    problems = [*conflicts(recipe), *examine(looked, task)]
     _stop_at_errors(problems)
-    dataset = load_dataset(recipe.data, task, tables)
-    _stop_at_errors(unwatched(recipe, dataset))
+    sides, removed = dealt(looked, recipe.data, task)
     if task.provides is Form.LABELLED:  # the split may have left one class alone
-        _stop_at_errors(balance(dataset.train, task.answer))
+        _stop_at_errors(balance(sides["train"]))
+    dataset = settled(sides, removed, recipe.data.language or seen.language)
+    _stop_at_errors(unwatched(recipe, dataset))
     base = locate(recipe.model, progress=progress)
     recipe, more = with_axes(recipe, base, task.head)
     choices += more
@@ -126,24 +134,26 @@ def prepare(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Pr
     longest = recipe.train.max_length or context
     encoded = encode if recipe.accel.mode == "off" else tokenised
     examples = {side: encoded(task, rows, tokenizer, longest) for side, rows in dataset.sides.items()}
-    lengths = {side: [len(example.token_T) for example in found] for side, found in examples.items()}
-    recipe, more = with_training(recipe, lengths["train"], max([1, *chain(*lengths.values())]), context)
+    lengths = {side: sizes(found).length_R for side, found in examples.items()}
+    widest = max((int(length_R.max()) for length_R in lengths.values() if len(length_R)), default=1)
+    recipe, more = with_training(recipe, lengths["train"], widest, context)
     choices += more
     cut_at = recipe.train.max_length or context
     if cut_at < longest:
         examples = {side: encoded(task, rows, tokenizer, cut_at) for side, rows in dataset.sides.items()}
     problems += preflight.tokens(recipe, dataset, examples, tokenizer, context)
     _stop_at_errors(problems)
-    recipe = with_rhythm(recipe, steps_an_epoch(recipe.train, [len(e.token_T) for e in examples["train"]]))
     feed = Feed(examples["train"], recipe.train, recipe.seed)
+    recipe = with_rhythm(recipe, steps_an_epoch(recipe.train, feed.length_R))
     total = cast(Source, recipe.source).total(feed)
     plan = _plan(recipe, base, examples, feed)
     return Prepared(recipe, base, dataset, tokenizer, examples, plan, total, tuple(choices), tuple(problems))
 
 
-def _fitted(task: Task, given: dict[str, list[Row]]) -> Task:
-    usable = [row for rows in given.values() for row in rows if task.problem_of(row) is None]
-    return task.fit(usable) if usable else task
+def _fitted(task: Task, given: Mapping[str, Part]) -> Task:
+    every = reduce(Part.joined, given.values())
+    usable = every.where(np.fromiter((task.problem_of(row) is None for row in every), np.bool_, len(every)))
+    return task.fit(usable.settled()) if len(usable) else task
 
 
 def padded_share(recipe: Recipe, feed: Feed, plan: Plan) -> float:
@@ -153,19 +163,19 @@ def padded_share(recipe: Recipe, feed: Feed, plan: Plan) -> float:
 
 
 def _plan(recipe: Recipe, base: Located, examples: Mapping[str, Sequence[Example]], feed: Feed) -> Plan:
-    task, optimizer, train = cast(Task, recipe.task), recipe.optimizer, examples["train"]
-    lengths = tuple(len(example.token_T) for example in train)
-    seen = [*lengths, *(len(example.token_T) for example in examples["validation"])]
+    task, optimizer = cast(Task, recipe.task), recipe.optimizer
+    known = sizes(examples["train"])
+    watched_R = sizes(examples["validation"]).length_R
     plain = Plan(
         head=task.head,
         device=cast(Engine, recipe.engine).place(),
         optimizer=optimizer.kind if optimizer else "",
-        lengths=lengths,
-        supervised_share=sum(example.supervised for example in train) / max(1, sum(lengths)),
+        lengths=tuple(known.length_R.tolist()),
+        supervised_share=int(known.supervised_R.sum()) / max(1, int(known.length_R.sum())),
         plain_head=not any(base.config.get(name) for name in SHAPED_HEADS),
-        epochs=cast(Source, recipe.source).total(feed) / steps_an_epoch(recipe.train, lengths),
-        rows=len(seen),
-        tokens=sum(seen),
+        epochs=cast(Source, recipe.source).total(feed) / steps_an_epoch(recipe.train, known.length_R),
+        rows=len(known.length_R) + len(watched_R),
+        tokens=int(known.length_R.sum() + watched_R.sum()),
         states=recipe.accel.states,
         states_gb=recipe.accel.states_gb,
     )

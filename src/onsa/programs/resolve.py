@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
 
 from onsa.adaptations.base import Adaptation
 from onsa.data.profile import Profile
@@ -25,6 +28,7 @@ from onsa.spec.recipe import Recipe
 from onsa.spec.sections import Train
 from onsa.tasks.base import Match, Task
 
+Lengths = npt.NDArray[np.int64]
 SMALL_MODEL = 60_000_000  # parameters up to which full tuning is the better default for a row head
 RATE_NEW = 1e-2  # of a new head, which starts from nothing; at a tenth of it 100 steps hardly move one
 LONGEST = 1024  # tokens a row keeps by default
@@ -135,11 +139,11 @@ def _usual(axis: str) -> Component:
     return registry.load(axis, registry.USUAL[axis])()
 
 
-def with_training(recipe: Recipe, lengths: Sequence[int], longest: int, context: int) -> tuple[Recipe, list[Choice]]:
+def with_training(recipe: Recipe, length_R: Lengths, longest: int, context: int) -> tuple[Recipe, list[Choice]]:
     """The recipe with every training setting filled.
 
     Args:
-        lengths: tokens of each training row before any cut.
+        length_R: tokens of each training row before any cut.
         longest: tokens of the longest row of any side.
         context: tokens the base can look at.
     """
@@ -150,13 +154,13 @@ def with_training(recipe: Recipe, lengths: Sequence[int], longest: int, context:
         fill["max_length"] = max(2, min(context, LONGEST, longest + (-longest) % 8))
         choices.append(Choice("train.max_length", "why-length", {"longest": longest, "length": fill["max_length"]}))
     if train.epochs is None:
-        fill["epochs"] = 3 if task.head is Head.TOKENS or len(lengths) > 5000 else 10
-        choices.append(Choice("train.epochs", "why-epochs", {"rows": len(lengths), "epochs": fill["epochs"]}))
+        fill["epochs"] = 3 if task.head is Head.TOKENS or len(length_R) > 5000 else 10
+        choices.append(Choice("train.epochs", "why-epochs", {"rows": len(length_R), "epochs": fill["epochs"]}))
     if train.batch_tokens is None and train.batch_rows is None:
         if task.head is Head.ROWS:
             fill["batch_rows"] = 32
         else:
-            fill["batch_tokens"] = 1024 if sum(lengths) < 200_000 else 4096
+            fill["batch_tokens"] = 1024 if length_R.sum() < 200_000 else 4096
     if train.precision is None:
         place = cast(Engine, recipe.engine).place()
         # A row model is small, and its head sensitive: bf16 pays where the products are large.
@@ -232,8 +236,8 @@ def misfits(recipe: Recipe) -> list[Problem]:
     return [*found, refused] if refused else found
 
 
-def steps_an_epoch(train: Train, lengths: Sequence[int]) -> int:
+def steps_an_epoch(train: Train, length_R: Lengths) -> int:
     """About how many optimizer steps one epoch has."""
     if train.batch_rows:
-        return -(-len(lengths) // train.batch_rows)
-    return max(1, -(-sum(lengths) // (train.batch_tokens or 1)))
+        return -(-len(length_R) // train.batch_rows)
+    return max(1, -(-int(length_R.sum()) // (train.batch_tokens or 1)))

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from onsa.engine import checkpoint, loop
 from onsa.engine.events import Begun, Evaluated, Event, Stepped
 from onsa.engine.sessions.base import Session
@@ -198,9 +200,10 @@ def _placed(problem: Problem, prepared: Prepared) -> Problem:
     """A problem of a step with its rows as places in the user's file, in place of their numbers."""
     if "rows" not in problem.values:
         return problem
-    rows = [prepared.dataset.train[int(row)] for row in str(problem.values["rows"]).split(", ")]
-    values = {**problem.values, "rows": places(rows)}
-    return replace(problem, values=values, file=rows[0].file, line=rows[0].line)
+    rows, index_R = prepared.dataset.train, np.array(str(problem.values["rows"]).split(", "), np.int64)
+    first = rows[int(index_R[0])]
+    values = {**problem.values, "rows": places(rows, index_R)}
+    return replace(problem, values=values, file=first.file, line=first.line)
 
 
 def _keep_best(session: Session, prepared: Prepared, run: Run, checkpoints: Path) -> None:

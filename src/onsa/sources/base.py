@@ -5,8 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from onsa.models.batch import Example
+import numpy as np
+import numpy.typing as npt
+
+from onsa.models.batch import Example, sizes
 from onsa.models.policy import Models
 from onsa.spec.component import Component
 from onsa.spec.sections import Train
@@ -29,6 +33,11 @@ class Feed:
     train: Train
     seed: int
     models: Models | None = field(default=None, repr=False)
+
+    @cached_property
+    def length_R(self) -> npt.NDArray[np.int64]:
+        """Tokens of each example."""
+        return sizes(self.examples).length_R
 
 
 class Source(Component):

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
 from onsa.models.batch import Example
 from onsa.sources.base import Cursor, Feed, Source
+
+Rows = npt.NDArray[np.int64]
 
 
 class Dataset(Source):
@@ -41,39 +44,33 @@ class Dataset(Source):
                 after = Cursor(step, epoch + 1, 0) if last else Cursor(step, epoch, index + 1)
                 yield [feed.examples[row] for row in batches[index]], after
 
-    def _epoch(self, feed: Feed, epoch: int) -> list[list[int]]:
+    def _epoch(self, feed: Feed, epoch: int) -> list[Rows]:
         """Row indices of each step of one epoch. A row that is longer than ``batch_tokens`` makes a step of its own."""
         steps = self._cut(feed, self._order(feed, epoch))
         if self.window == 1:
             return steps
-        found: list[list[int]] = []
+        found: list[Rows] = []
         for start in range(0, len(steps), self.window):
-            drawn = [row for step in steps[start : start + self.window] for row in step]
-            alike = self._cut(feed, sorted(drawn, key=lambda row: (len(feed.examples[row].token_T), row)))
+            drawn = np.concatenate(steps[start : start + self.window])
+            alike = self._cut(feed, drawn[np.lexsort((drawn, feed.length_R[drawn]))])
             places = np.random.default_rng([feed.seed, epoch, start]).permutation(len(alike))
             found += [alike[place] for place in places]
         return found
 
-    def _order(self, feed: Feed, epoch: int) -> list[int]:
+    def _order(self, feed: Feed, epoch: int) -> Rows:
         order = np.arange(len(feed.examples))
-        if self.shuffle:
-            order = np.random.default_rng([feed.seed, epoch]).permutation(order)
-        return [int(row) for row in order]
+        return np.random.default_rng([feed.seed, epoch]).permutation(order) if self.shuffle else order
 
     @staticmethod
-    def _cut(feed: Feed, order: list[int]) -> list[list[int]]:
+    def _cut(feed: Feed, order_R: Rows) -> list[Rows]:
         """Rows in an order, cut into steps."""
-        rows = feed.train.batch_rows
-        if rows:
-            return [order[start : start + rows] for start in range(0, len(order), rows)]
+        if feed.train.batch_rows:
+            return np.split(order_R, range(feed.train.batch_rows, len(order_R), feed.train.batch_rows))
         limit = feed.train.batch_tokens or 1
-        steps: list[list[int]] = []
-        used = limit
-        for row in order:
-            size = len(feed.examples[row].token_T)
-            if used + size > limit:
-                steps.append([])
+        cuts, used = [], 0
+        for place, size in enumerate(feed.length_R[order_R].tolist()):
+            if used and used + size > limit:
+                cuts.append(place)
                 used = 0
-            steps[-1].append(row)
             used += size
-        return steps
+        return np.split(order_R, cuts)

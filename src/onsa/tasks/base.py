@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -111,7 +112,7 @@ class Task(Component):
     def recognise(cls, profile: Profile) -> Match | None:
         """How well a table fits this task, or ``None`` where it does not."""
 
-    def fit(self, rows: list[Row]) -> Task:
+    def fit(self, rows: Sequence[Row]) -> Task:
         """This task with the settings that depend on the data (labels, …) filled in."""
         return self
 

@@ -9,6 +9,8 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
+from sys import intern
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -98,13 +100,14 @@ class TextClassification(Task):
         reason = ("why-labels", {"column": label.name, "distinct": label.distinct, "text": text.name})
         return Match({"text": text.name, "label": label.name}, 0.9 if named else 0.6, [reason])
 
-    def fit(self, rows: list[Row]) -> TextClassification:
+    def fit(self, rows: Sequence[Row]) -> TextClassification:
         """This task with its problem and labels.
 
         Raises:
             DataError: no row has a label.
         """
-        values = [row.values["label"] for row in rows]
+        found = (row.values["label"] for row in rows)
+        values = [intern(value) if type(value) is str else value for value in found]  # each text once in memory
         problem = self.problem or _guess_problem(values)
         if problem == "regression":
             return self.model_copy(update={"problem": problem, "labels": ("value",)})
