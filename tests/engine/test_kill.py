@@ -17,6 +17,11 @@ import trainee
 from trainee import Moment
 
 import tiny
+from onsa.models.load import quiet
+from onsa.models.lowering import BY_ENDS
+from onsa.programs.forecast import build
+from onsa.programs.prepare import prepare
+from onsa.spec.recipe import parse_recipe
 from onsa.store.atomic import sha256_file
 
 SEED = 20
@@ -136,18 +141,37 @@ def upper(folder: Path) -> dict[str, Any]:
     return llama(folder) | {"adaptation": {"kind": "last-layers", "blocks": 1}, "accel": "auto"}
 
 
+def lined(folder: Path) -> dict[str, Any]:
+    """LoRA on a tiny Llama, rows in lines."""
+    return llama(folder) | {"accel": "auto"}
+
+
 # Half of the moments of saving a model; the other model has the other half.
-MOMENTS = {bert: SAVING[::2], llama: SAVING[1::2], upper: KEEPING}
+MOMENTS = {bert: SAVING[::2], llama: SAVING[1::2], upper: KEEPING, lined: ()}
+
+
+def attends_fast_in_lines(recipe: dict[str, Any], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home to which it is known that this machine attends in no time along lines: rows are packed there."""
+    monkeypatch.setenv("ONSA_HOME", str(home))
+    with quiet():
+        prepared = prepare(parse_recipe(recipe))
+        build(prepared)
+        measured = home / "cache" / "attention.json"
+        known = json.loads(measured.read_text())
+        measured.write_text(json.dumps({key: {**times, **dict.fromkeys(BY_ENDS, 0.0)} for key, times in known.items()}))
+        assert build(prepared).prepared.plan.layout == "packed"
 
 
 @pytest.mark.parametrize("base", MOMENTS)
-def test_a_killed_run_ends_as_if_it_had_not_been(base: Any, tmp_path: Path) -> None:
+def test_a_killed_run_ends_as_if_it_had_not_been(base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = base(tmp_path) | {
         "train": {"batch_rows": 8, "epochs": 3, "save_steps": 3, "eval_steps": 5},
         "engine": {"kind": "local", "device": "cpu", "threads": 1},
         "evaluate": {"bootstrap": 100, "baseline": False, "answers": 0},
     }
     started = time.monotonic()
+    if base is lined:
+        attends_fast_in_lines(recipe, tmp_path / "whole", monkeypatch)
     assert not child(recipe, tmp_path / "whole", None).killed
     whole = outcome(tmp_path / "whole")
     again = child(

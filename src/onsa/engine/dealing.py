@@ -44,5 +44,5 @@ def filled(parts: Sequence[list[Batch]]) -> list[list[Batch]]:
 
 
 def _size(batch: Batch) -> int:
-    """The tokens of a batch as it is laid out, padding included."""
-    return len(batch.length_R) * max(batch.length_R)
+    """The tokens of a batch; rows of like length have little padding, packed ones none."""
+    return len(batch.token_N)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any, Literal
 
 import torch
@@ -64,19 +65,26 @@ def padded(network: nn.Module, batch: Batch, pad_id: int, left: bool = False) ->
         inputs["token_type_ids"] = torch.zeros_like(token_RT)
         inputs["token_type_ids"][mask_RT] = batch.type_N
     soft = soft_prompt(network, len(length_R))
+    flat_N, once = mask_RT.flatten().nonzero().squeeze(1), _once(network)
     if soft is None:
-        return Block(network, inputs, mask_RT.flatten().nonzero().squeeze(1))
+        return Block(network, inputs | once, flat_N)
     inner = base_network(network)
     if not isinstance(soft, Tensor):
         inputs["attention_mask"] = _front(inputs["attention_mask"], soft.get_seq_length(), 1)
-        return Block(inner, {**inputs, "past_key_values": soft}, mask_RT.flatten().nonzero().squeeze(1))
+        return Block(inner, {**inputs, "past_key_values": soft} | once, flat_N)
     virtual = soft.shape[1]
     inputs = {name: _front(value, virtual, int(name == "attention_mask")) for name, value in inputs.items()}
     inputs["inputs_embeds"] = _behind(soft, inner.get_input_embeddings()(token_RT))
     del inputs["input_ids"]
     if left:
         inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp_min(0)
-    return Block(inner, inputs, _front(mask_RT, virtual, 0).flatten().nonzero().squeeze(1))
+    return Block(inner, inputs | once, _front(mask_RT, virtual, 0).flatten().nonzero().squeeze(1))
+
+
+def _once(network: nn.Module) -> dict[str, bool]:
+    """What tells a network that no token will follow, so that it copies no keys and values for any."""
+    takes = "use_cache" in signature(type(base_network(network)).forward).parameters
+    return {"use_cache": False} if takes else {}
 
 
 def for_row_head(network: nn.Module, batch: Batch, pad_id: int) -> Block:
@@ -106,7 +114,7 @@ def packed(network: nn.Module, batch: Batch) -> Block:
         inputs["past_key_values"] = soft
     apart = _ends if base_network(network).config._attn_implementation in BY_ENDS else _mask
     inputs |= apart([virtual + n for n in length_R], place_S, 0 if soft is None or virtual else soft.get_seq_length())
-    return Block(network if soft is None else base_network(network), inputs, flat_N)
+    return Block(network if soft is None else base_network(network), inputs | _once(network), flat_N)
 
 
 def _mask(length_R: Sequence[int], place_S: Tensor, shared: int) -> dict[str, Tensor]:

@@ -122,16 +122,16 @@ class Adapted(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, members: Sequence[Layer], *values: Tensor) -> tuple[Tensor, ...]:
         dtype = members[0].dtype
         a_SI = torch.cat(values[0::2]).to(dtype)
-        bs = [(b_Or * layer.scale).to(dtype) for b_Or, layer in zip(values[1::2], members, strict=True)]
+        bs = [(b_Or.T * layer.scale).to(dtype).contiguous() for b_Or, layer in zip(values[1::2], members, strict=True)]
         outputs = []
         with torch.autocast(x.device.type, enabled=False):
             x_NI = x.reshape(-1, x.shape[-1]).to(dtype)
             u_NS = x_NI @ a_SI.T
-            for u_Nr, b_Or, layer in zip(torch.split(u_NS, _ranks(bs), 1), bs, members, strict=True):
+            for u_Nr, b_rO, layer in zip(torch.split(u_NS, _ranks(bs), 1), bs, members, strict=True):
                 bias = layer.module.base_layer.bias
                 bias = None if bias is None else bias.to(dtype)
                 y_NO = functional.linear(x_NI, layer.weight_OI(dtype), bias)
-                y_NO.addmm_(u_Nr, b_Or.T)
+                y_NO.addmm_(u_Nr, b_rO)
                 outputs.append(y_NO.view(*x.shape[:-1], -1))
         ctx.save_for_backward(x_NI, u_NS, a_SI, *bs)
         ctx.members, ctx.like = members, (x.shape, x.dtype)
@@ -146,28 +146,29 @@ class Adapted(torch.autograd.Function):
         dx_NI: Tensor | None = None
         dus: list[Tensor] = []
         dbs: list[Tensor | None] = []
-        for grad, b_Or, layer, u_Nr in zip(grads, bs, members, torch.split(u_NS, _ranks(bs), 1), strict=True):
+        for grad, b_rO, layer, u_Nr in zip(grads, bs, members, torch.split(u_NS, _ranks(bs), 1), strict=True):
             if grad is None:  # nothing follows from this output
-                dus.append(torch.zeros_like(u_Nr))
+                dus.append(torch.zeros_like(u_Nr.T))
                 dbs.append(None)
                 continue
             dy_NO = grad.reshape(-1, grad.shape[-1]).to(x_NI.dtype)
-            dus.append(dy_NO @ b_Or)
-            dbs.append((dy_NO.T @ u_Nr * layer.scale).to(layer.b.dtype) if layer.b.requires_grad else None)
+            # On a CPU a product with few rows takes a third of the time of one with few columns.
+            dus.append(b_rO @ dy_NO.T)
+            dbs.append(((u_Nr.T @ dy_NO).T * layer.scale).to(layer.b.dtype) if layer.b.requires_grad else None)
             if ctx.needs_input_grad[0]:
                 weight_OI = layer.weight_OI(x_NI.dtype)
                 dx_NI = dy_NO @ weight_OI if dx_NI is None else dx_NI.addmm_(dy_NO, weight_OI)
-        du_NS = torch.cat(dus, 1)
-        da_SI = (du_NS.T @ x_NI).to(members[0].a.dtype)
+        du_SN = torch.cat(dus)
+        da_SI = (du_SN @ x_NI).to(members[0].a.dtype)
         if dx_NI is not None:
-            dx_NI = dx_NI.addmm_(du_NS, a_SI).to(dtype).view(shape)
+            dx_NI = dx_NI.addmm_(du_SN.T, a_SI).to(dtype).view(shape)
         parts = zip(torch.split(da_SI, _ranks(bs)), members, strict=True)
         das = [da_rI if layer.a.requires_grad else None for da_rI, layer in parts]
         return dx_NI, None, *(value for pair in zip(das, dbs, strict=True) for value in pair)
 
 
 def _ranks(bs: Sequence[Tensor]) -> list[int]:
-    return [b_Or.shape[1] for b_Or in bs]
+    return [len(b_rO) for b_rO in bs]
 
 
 def fuse(network: nn.Module) -> None:
