@@ -17,6 +17,7 @@ from torch import Tensor
 from onsa.engine.among import Alone, Among, Sums
 from onsa.engine.batches import evaluation_batches
 from onsa.engine.kept import boundary
+from onsa.engine.returning import Returning
 from onsa.engine.sessions.base import Engine, Moved, Session, Work
 from onsa.models.attention import FUSED, use
 from onsa.models.batch import Batch, Example
@@ -102,6 +103,7 @@ class LocalSession(Session):
         self.seen: list[float] = []
         self.rows: int | None = None  # of a micro-batch at most, once memory has run out
         self._weight = 0.0
+        self._returning = Returning()
 
     @property
     def begun(self) -> bool:
@@ -198,6 +200,7 @@ class LocalSession(Session):
         work.adaptation.after_step(work.network, self.steps, work.total)
         self.average.update(self.trainable, self.steps, work.total)
         self._forget()
+        self._returning()
         self.steps += 1
         return Moved((work.optimizer.lr or 0.0) * factor, rates, float(norm), metrics)
 
