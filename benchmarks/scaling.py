@@ -79,7 +79,8 @@ def token_cost(lengths: Sequence[int]) -> list[tuple[int, float]]:
         rows = [_row(dice, length, index) for index in range(STEP_TOKENS // length)]
         # The way to attend is chosen for these lengths, as it would be for data that have them.
         with quiet():
-            built = build(replace(prepared, plan=replace(prepared.plan, lengths=(length,) * len(rows))))
+            plan = replace(prepared.plan, lengths=(length,) * len(rows), padding=0.0)
+            built = build(replace(prepared, plan=plan))
         session = prepared.engine.open(work(built))
         spent = []
         for _ in range(STEPS + 1):
