@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -39,3 +41,10 @@ def test_the_tuned_model_is_gone_before_the_base_comes(
     found = measure.measure(prepared, folder)
     assert (len(networks), answered, found.baseline) == (2, [2, 2], "untuned")
     assert [answer["tuned"] for answer in found.answers] == [answer["base"] for answer in found.answers]
+
+
+def test_the_peak_of_a_process_is_its_own() -> None:
+    held = bytearray(900_000_000)
+    code = "from onsa.programs.measure import peak_memory; print(peak_memory('cpu'))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert len(held) <= measure.peak_memory("cpu") and int(said) < len(held)
