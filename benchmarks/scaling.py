@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
@@ -141,8 +142,8 @@ def row_cost(sizes: Sequence[int]) -> list[Point]:
                     file.write(f"{text},label{index % 10}\n")
             told = []
             for _ in range(2):
-                with multiprocessing.get_context("spawn").Pool(1) as alone:
-                    told.append(alone.apply(prepared_with, (str(path), folder)))
+                with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as alone:
+                    told.append(alone.submit(prepared_with, str(path), folder).result())
         (anew_s, anew), (again_s, again) = told
         found.append(Point(size, anew_s, again_s, anew, again))
         print(f"{size:>9} {anew_s:>9.1f} {again_s:>9.1f} {anew / 1e6:>10.0f} {again / 1e6:>10.0f}", flush=True)
