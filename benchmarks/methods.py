@@ -216,11 +216,11 @@ def _method(order: Order) -> Method:
     usual = prepared.recipe.optimizer
     rates: dict[str, float] = {name: getattr(usual, name) for name in ("lr", "lr_new")}
     factors = (1.0,) if order.quick else FACTORS
-    searched = [_trial(order, prepared, SEEDS[0], _times(rates, factor)) for factor in factors]
+    searched = [_trial(order, prepared, SEEDS[0], rates, factor) for factor in factors]
     best = min((trial for trial in searched if trial), key=lambda trial: trial.validation)
     factor = factors[searched.index(best)]
     more = () if order.quick else SEEDS[1:]
-    found = [best, *(_trial(order, prepared, seed, _times(rates, factor)) for seed in more)]
+    found = [best, *(_trial(order, prepared, seed, rates, factor) for seed in more)]
     trials = [trial for trial in found if trial]
     assert len(trials) == len(found), f"{order.method} ran away at its best rate with another seed"
     outcomes, known = [], []
@@ -248,11 +248,8 @@ def _method(order: Order) -> Method:
     )
 
 
-def _times(rates: dict[str, float], factor: float) -> dict[str, float]:
-    return {name: rate * factor for name, rate in rates.items()}
-
-
-def _trial(order: Order, prepared: Prepared, seed: int, rates: dict[str, float]) -> Trial | None:
+def _trial(order: Order, prepared: Prepared, seed: int, usual: dict[str, float], factor: float) -> Trial | None:
+    rates = {name: rate * factor for name, rate in usual.items()}
     try:
         *_, last = train(_recipe(order, seed, optimizer={"kind": "adamw", **rates}), fresh=True)
     except TrainingError:  # at such a rate it runs away

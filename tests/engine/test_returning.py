@@ -41,4 +41,6 @@ def test_what_is_freed_goes_back() -> None:
 
 
 def test_where_there_is_no_way_nothing_happens() -> None:
-    Returning(None)()
+    returning = Returning(None, lambda: 100.0)
+    returning()
+    assert (returning.ends, returning.spent) == (0.0, 0.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from heapq import heappop, heappush
 from typing import Any
 
 from onsa.accel.like_lengths import BLOCK_TOKENS
@@ -50,24 +51,24 @@ def figures(plan: Plan) -> dict[str, Any]:
 
 
 def lines(lengths: Sequence[int], device: str, at_least: int) -> list[list[int]]:
-    """Indices of rows in lines of like many tokens, as few as hold ``BLOCK_TOKENS`` each (or one row).
+    """Indices of rows in lines of like many tokens, of at most ``BLOCK_TOKENS`` each (or one row).
 
-    The longest row left goes to the line with the fewest tokens (Graham 1969, longest processing time first).
+    The longest row left goes to the line with the fewest tokens (Graham 1969, longest processing time first), of as few
+    lines as could hold all of them; where it fits into none, to one more.
 
     Args:
         at_least: the number of lines that the recipe asked for (its ``accumulate``), as a limit to a line's rows.
     """
     most_rows, most_tokens = -(-len(lengths) // at_least), BLOCK_TOKENS[device]
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     count = max(1, -(-sum(lengths) // most_tokens), -(-len(lengths) // most_rows))
-    while True:
-        parts: list[list[int]] = [[] for _ in range(count)]
-        loads = [0] * count
-        for index in order:
-            open_ = [line for line in range(count) if len(parts[line]) < most_rows]
-            line = min(open_, key=lambda line: loads[line])
-            parts[line].append(index)
-            loads[line] += lengths[index]
-        if all(len(part) <= 1 or load <= most_tokens for part, load in zip(parts, loads, strict=True)):
-            return [part for part in parts if part]
-        count += 1
+    parts: list[list[int]] = [[] for _ in range(count)]
+    loads = [(0, line) for line in range(count)]  # a heap of the lines that may take more rows
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        if not loads or (loads[0][0] and loads[0][0] + lengths[index] > most_tokens):
+            heappush(loads, (0, len(parts)))
+            parts.append([])
+        load, line = heappop(loads)
+        parts[line].append(index)
+        if len(parts[line]) < most_rows:
+            heappush(loads, (load + lengths[index], line))
+    return [part for part in parts if part]

@@ -48,6 +48,7 @@ class _Seen:
             return
         if len(self._first) < LOOKED_AT:
             self._first.append(value)
+        # A number is not the text of that number.
         self._units.append(unit(value if isinstance(value, str) else f"\0{canonical(value)!r}"))
 
     def profile(self) -> ColumnProfile:
