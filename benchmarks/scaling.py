@@ -46,7 +46,7 @@ LENGTHS, QUICK_LENGTHS = (64, 128, 256, 512, 1024, 2048), (64, 512)
 SIZES, QUICK_SIZES = (1_000, 10_000, 100_000, 1_000_000), (1_000, 10_000)
 STEP_TOKENS, STEPS = 2048, 3
 FOLDER = Path("docs")
-WIDTH, HEIGHT, EDGE = 460, 260, 52
+WIDTH, HEIGHT, EDGE, RIGHT = 460, 260, 52, 36
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def plot(title: str, lines: dict[str, list[tuple[float, float]]], names: tuple[s
     low, high = min(xs), max(xs)
 
     def at(x: float, y: float) -> str:
-        across = EDGE + (np.log10(x) - low) / max(high - low, 1e-9) * (WIDTH - EDGE - 20)
+        across = EDGE + (np.log10(x) - low) / max(high - low, 1e-9) * (WIDTH - EDGE - RIGHT)
         return f"{across:.1f},{HEIGHT - 40 - y / top * (HEIGHT - 80):.1f}"
 
     parts = [f'<text x="{WIDTH / 2}" y="18" text-anchor="middle" font-weight="bold">{title}</text>']
@@ -166,8 +166,10 @@ def plot(title: str, lines: dict[str, list[tuple[float, float]]], names: tuple[s
     for share in (0.0, 0.5, 1.0):
         value = share * top / 1.1
         x, y = at(10**low, value).split(",")
-        parts.append(f'<line x1="{x}" y1="{y}" x2="{WIDTH - 20}" y2="{y}" stroke="#ccc"/>')
-        parts.append(f'<text x="{EDGE - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{value:,.3g}</text>')
+        parts.append(f'<line x1="{x}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}" stroke="#ccc"/>')
+        parts.append(
+            f'<text x="{EDGE - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{value:,.{0 if value >= 100 else 2}f}</text>'
+        )
     for colour, (name, line), place in zip(("#1f6feb", "#d1570b"), lines.items(), (0, 1), strict=False):
         parts.append(f'<polyline points="{" ".join(at(x, y) for x, y in line)}" fill="none" stroke="{colour}"/>')
         for x, y in line:
@@ -175,7 +177,7 @@ def plot(title: str, lines: dict[str, list[tuple[float, float]]], names: tuple[s
             parts.append(f'<circle cx="{across}" cy="{down}" r="3" fill="{colour}"/>')
         if len(lines) > 1:
             parts.append(
-                f'<text x="{WIDTH - 24}" y="{36 + 15 * place}" text-anchor="end" fill="{colour}">{name}</text>'
+                f'<text x="{WIDTH - RIGHT - 4}" y="{36 + 15 * place}" text-anchor="end" fill="{colour}">{name}</text>'
             )
     for x in sorted({x for line in lines.values() for x, _ in line}):
         across, _ = at(x, 0).split(",")
