@@ -168,7 +168,7 @@ def plot(title: str, lines: dict[str, list[tuple[float, float]]], names: tuple[s
         x, y = at(10**low, value).split(",")
         parts.append(f'<line x1="{x}" y1="{y}" x2="{WIDTH - RIGHT}" y2="{y}" stroke="#ccc"/>')
         parts.append(
-            f'<text x="{EDGE - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{value:,.{0 if value >= 100 else 2}f}</text>'
+            f'<text x="{EDGE - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{value:,.{0 if top >= 100 else 2}f}</text>'
         )
     for colour, (name, line), place in zip(("#1f6feb", "#d1570b"), lines.items(), (0, 1), strict=False):
         parts.append(f'<polyline points="{" ".join(at(x, y) for x, y in line)}" fill="none" stroke="{colour}"/>')
