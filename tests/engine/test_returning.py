@@ -1,4 +1,4 @@
-"""Returning: freed memory goes back, and takes a small share of the time."""
+"""Returning: freed memory goes back where a process has grown."""
 
 from __future__ import annotations
 
@@ -8,24 +8,28 @@ import psutil
 import pytest
 import torch
 
-from onsa.engine.returning import SHARE, Returning
+from onsa.engine.returning import GROWN, Returning, give_back
 
 
-def test_it_takes_a_small_share_of_the_time() -> None:
-    now = 100.0
-
-    def trim(_: int) -> int:
-        nonlocal now
-        now += 0.1
-        return 1
-
-    returning, total = Returning(trim, lambda: now), 0.0
-    for _ in range(1000):
-        now += 0.5
-        before = now
+def test_a_process_stays_within_what_a_step_takes() -> None:
+    held, given = 1000, []
+    returning = Returning(lambda: given.append(held), lambda: held)
+    most = 0
+    for step in range(100):
+        held += 40
+        most = max(most, held)
         returning()
-        total += now - before
-    assert 0.5 * SHARE < total / (now - 100.0) <= SHARE
+        if given and given[-1] == held:
+            held = 960  # so that the next step holds as much as the first
+    assert most <= GROWN * 1040 + 40
+    assert 10 <= len(given) <= 34, "not at every step: what is given back must be asked for again"
+
+
+def test_one_that_does_not_grow_keeps_what_it_has() -> None:
+    sizes = iter([1000, 1100, 900, 1149, 1000, 1150])
+    returning = Returning(lambda: pytest.fail("nothing to give back"), lambda: next(sizes))
+    for _ in range(6):
+        returning()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's way")
@@ -35,12 +39,6 @@ def test_what_is_freed_goes_back() -> None:
     kept = held[::50]
     full = process.memory_info().rss
     del held
-    Returning()()
+    give_back()
     assert process.memory_info().rss < full - 200_000_000
     assert len(kept) == 80
-
-
-def test_where_there_is_no_way_nothing_happens() -> None:
-    returning = Returning(None, lambda: 100.0)
-    returning()
-    assert (returning.ends, returning.spent) == (0.0, 0.0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from onsa.engine import checkpoint, loop
 from onsa.engine.events import Begun, Evaluated, Event, Stepped
-from onsa.engine.returning import Returning
+from onsa.engine.returning import give_back
 from onsa.engine.sessions.base import Session
 from onsa.evaluate.document import Document, headline, read_document, write_document
 from onsa.objectives.base import Objective
@@ -123,7 +123,7 @@ def _run(store: Store, run: Run | None, prepared: Prepared) -> Generator[Told, N
         told.parameters, told.trainable = seen.parameters, seen.trainable
         del session, job, built  # the base is loaded anew to be measured: two at once need not fit
         gc.collect()  # a network holds itself in cycles
-        Returning()()
+        give_back()
         found = document(prepared, run, told, measure(prepared, run.folder))
         run = publish_run(store, run, found)
     yield Finished(run, found)  # out here, where a caller that stops listening no longer pauses the run
