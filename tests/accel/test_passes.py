@@ -39,7 +39,7 @@ ADAPTATIONS: dict[str, Any] = {
     "gradual-unfreeze": "gradual-unfreeze",
 }
 TIMES = {"sdpa": 2.0, "onsa_products": 1.0}
-LINED = {**TIMES, "onsa_segments": 1.0, "onsa_segment_products": 1.2}
+LINED = {**TIMES, "onsa_line": 1.0, "onsa_line_products": 1.2}
 FACTS = Anatomy(
     blocks=2,
     width=8,
@@ -154,7 +154,7 @@ REFUSALS = [
     ("packing", {"anatomy": replace(FACTS, attention=LINED)}, "pass-packing-kept"),
     ("packing", {"padding": 0.01}, "pass-packing-even"),
     ("packing", {"anatomy": replace(LONG.anatomy, attention=TIMES)}, "pass-packing-shaped"),
-    ("packing", {"anatomy": replace(LONG.anatomy, attention=TIMES | {"onsa_segments": 9.0})}, "pass-packing-slow"),
+    ("packing", {"anatomy": replace(LONG.anatomy, attention=TIMES | {"onsa_line": 9.0})}, "pass-packing-slow"),
     ("recompute", {"free": 100}, "pass-recompute-fits"),
     ("recompute", {"anatomy": replace(FACTS, recomputes=False)}, "pass-recompute-shaped"),
     ("chunked-head", {"head": Head.ROWS}, "pass-supervised-head-rows"),

@@ -12,7 +12,7 @@ import torch
 
 import onsa
 from onsa.engine.events import Stepped
-from onsa.models.attention import by_rows, products
+from onsa.models.attention import in_line, products
 from onsa.spec.recipe import parse_recipe
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -82,7 +82,7 @@ def test_rows_in_a_line_attend_to_themselves(dtype: torch.dtype) -> None:
     rows = zip(*(x.split(lengths, 2) for x in (q, k, v)), strict=True)
     wanted = torch.cat([products(None, *row, None, is_causal=True)[0] for row in rows], 1)
     given = [x.to(dtype).requires_grad_() for x in (q, k, v)]
-    found, _ = by_rows(products)(None, *given, None, **told)
+    found, _ = in_line(products)(None, *given, None, **told)
     torch.testing.assert_close(found.float(), wanted, rtol=2e-2, atol=2e-2)
     found.sum().backward()
     assert all(x.grad is not None and torch.isfinite(x.grad).all() for x in given)

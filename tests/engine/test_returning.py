@@ -15,7 +15,7 @@ def test_a_process_stays_within_what_a_step_takes() -> None:
     held, given = 1000, []
     returning = Returning(lambda: given.append(held), lambda: held)
     most = 0
-    for step in range(100):
+    for _ in range(100):
         held += 40
         most = max(most, held)
         returning()

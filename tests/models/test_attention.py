@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import trial
 from onsa.models import attention
-from onsa.models.attention import CAUSAL, CAUSAL_PRODUCTS, FUSED, PRODUCTS, WAYS, Shape, products, times, used
+from onsa.models.attention import CAUSAL, CAUSAL_PRODUCTS, FUSED, PRODUCTS, WAYS, Shape, in_line, products, times, used
 from onsa.models.batch import collate
 from onsa.models.lowering import BY_ENDS
 from onsa.programs.forecast import build
@@ -100,6 +100,23 @@ def test_rows_in_a_line_lose_and_learn_the_same(way: str, adaptation: str, tiny_
     (plain, gradient), (lined, gradient_lined) = found
     torch.testing.assert_close(lined, plain, rtol=1e-5, atol=1e-5)
     assert trial.apart(gradient, gradient_lined) <= 1e-5
+
+
+@pytest.mark.parametrize("length_R", [(7,), (7, 7, 7), (9, 8, 7, 3, 2), (3, 9, 8, 1, 1)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_rows_of_a_line_are_attended_to_alone(length_R: tuple[int, ...], causal: bool) -> None:
+    """In groups of like length, padded, as each row for itself."""
+    ends = torch.tensor([0, *length_R], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    torch.manual_seed(0)
+    given = [torch.randn(1, heads, sum(length_R), 5, requires_grad=True) for heads in (6, 2, 2)]
+    told = {"cu_seq_lens_q": ends, "max_length_q": max(length_R), "is_causal": causal}
+    mixed_1NHD = in_line(products)(None, *given, None, **told)[0]
+    rows = zip(*(x.split(list(length_R), 2) for x in given), strict=True)
+    alone = torch.cat([products(None, *row, None, is_causal=causal)[0] for row in rows], 1)
+    torch.testing.assert_close(mixed_1NHD, alone)
+    weight = torch.randn_like(alone)
+    grads = [torch.autograd.grad((found * weight).sum(), given) for found in (mixed_1NHD, alone)]
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("way", BY_ENDS)

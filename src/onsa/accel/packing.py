@@ -1,7 +1,7 @@
 """Packing: rows of a step lie behind each other in lines, so that no padding is computed, and each attends to itself.
 
-Which rows a step has stays the same; only what goes through the network together changes. On a CPU a row's attention is
-a call of its own, on a GPU (in half precision) all of them are one kernel.
+Which rows a step has stays the same; only what goes through the network together changes. On a CPU rows of like length
+are padded where they are attended to, and only there; on a GPU (in half precision) all of them are one kernel.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 ``softmax(s · q kᵀ + mask) v`` (Vaswani et al. 2017, eq. 1), as two batched matrix products: heads that share keys and
 values are one product, so these are not repeated. And without a mask, where tokens see only those before them and
-padding comes last: what a row's own tokens see is then the same. And row by row where rows are packed into one line; on
-a GPU that is one kernel. Which way is fastest depends on shapes and processor, so it is measured.
+padding comes last: what a row's own tokens see is then the same. And where rows are packed into one line, those of like
+length beside each other, padded for this alone; on a GPU all rows are one kernel. Which way is fastest depends on
+shapes and processor, so it is measured.
 
 Shape legend: R rows, H heads, K heads of keys and values, G heads that share them (H = K · G), T queries, S keys,
 N tokens of all rows in one line, D width of a head.
@@ -13,9 +14,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, cast
 
 import torch
@@ -29,8 +30,9 @@ from onsa.store.home import home
 FUSED = "sdpa"  # transformers' name of the library's own kernel
 PRODUCTS, CAUSAL, CAUSAL_PRODUCTS = "onsa_products", "onsa_causal", "onsa_causal_products"
 WAYS = (CAUSAL_PRODUCTS, CAUSAL, PRODUCTS)
-SEGMENTS, SEGMENT_PRODUCTS = BY_ENDS
+LINE, LINE_PRODUCTS = BY_ENDS
 REPEATS = 5
+ALIKE = 1.5  # how much longer than another a row may be that is attended to beside it
 Attend = Callable[..., tuple[Tensor, None]]
 
 
@@ -65,7 +67,7 @@ def products(
     query = (query_RHTD * scale).reshape(rows, shared, -1, width)
     score_RHTS = (query @ key_RKSD.transpose(-1, -2)).view(rows, heads, tokens, keys)
     mask = attention_mask
-    if mask is None and tokens > 1 and named.get("is_causal", getattr(module, "is_causal", False)) is not False:
+    if mask is None and tokens > 1 and not _looks_ahead(module, named):
         mask = _causal(tokens, keys, score_RHTS.device)
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=score_RHTS.dtype).masked_fill_(~mask, torch.finfo(score_RHTS.dtype).min)
@@ -76,7 +78,7 @@ def products(
     return mixed.view(rows, heads, tokens, width).transpose(1, 2), None
 
 
-def by_rows(attend: Attend) -> Attend:
+def in_line(attend: Attend) -> Attend:
     """A function as :func:`products`, for rows in one line, ``query_1HND``, where it is told their ends."""
 
     def along(
@@ -87,11 +89,88 @@ def by_rows(attend: Attend) -> Attend:
             return attend(module, query, key, value, attention_mask, **named)
         if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not named.get("dropout"):
             return _in_one_kernel(module, query, key, value, named), None
-        length_R = end_R.diff().tolist()
-        rows = zip(*(x.split_with_sizes(length_R, 2) for x in (query, key, value)), strict=True)
-        return torch.cat([attend(module, *row, None, **named)[0] for row in rows], 1), None
+        # Where tokens see only those before them, padding behind a row changes nothing of it.
+        groups = _groups(end_R.diff().tolist(), 1.0 if _looks_ahead(module, named) else ALIKE)
+        parts = zip(
+            *(x.split_with_sizes([sum(group) for group in groups], 2) for x in (query, key, value)), strict=True
+        )
+        mixed = [_group(attend, module, group, part, named) for group, part in zip(groups, parts, strict=True)]
+        return torch.cat(mixed, 1) if len(mixed) > 1 else mixed[0], None
 
     return along
+
+
+def _looks_ahead(module: Any, named: Mapping[str, Any]) -> bool:
+    return named.get("is_causal", getattr(module, "is_causal", False)) is False
+
+
+def _groups(length_R: Sequence[int], alike: float) -> list[tuple[int, ...]]:
+    """Lengths of rows that follow each other, in groups in which none is more than so much longer than another."""
+    groups: list[list[int]] = []
+    for length in length_R:
+        if groups and max(length, *groups[-1]) <= alike * min(length, *groups[-1]):
+            groups[-1].append(length)
+        else:
+            groups.append([length])
+    return [tuple(group) for group in groups]
+
+
+def _group(
+    attend: Attend, module: Any, length_R: tuple[int, ...], part_1HND: tuple[Tensor, ...], named: Mapping[str, Any]
+) -> Tensor:
+    """Rows of a part of a line, attended to beside each other: ``mixed_1NHD``."""
+    if len(length_R) == 1:
+        return attend(module, *part_1HND, None, **named)[0]
+    beside = (Beside.apply(x, *_places(length_R, x.shape[1], x.device)) for x in part_1HND)  # type: ignore[no-untyped-call]
+    mixed_RTHD = attend(module, *beside, None, **named)[0]
+    place_RHT, flat_HN = _places(length_R, mixed_RTHD.shape[2], mixed_RTHD.device)
+    behind_1HND: Tensor = Behind.apply(mixed_RTHD.transpose(1, 2), place_RHT, flat_HN)  # type: ignore[no-untyped-call]
+    return behind_1HND.transpose(1, 2)
+
+
+@lru_cache(maxsize=64)
+def _places(length_R: tuple[int, ...], heads: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where each place of rows beside each other lies in ``heads`` lines (padding: where its row ends), and back."""
+    lengths, width, total = torch.tensor(length_R), max(length_R), sum(length_R)
+    place_T, head_H = torch.arange(width), torch.arange(heads)
+    place_RT = (lengths.cumsum(0) - lengths)[:, None] + place_T.minimum(lengths[:, None] - 1)
+    place_RHT = head_H[:, None] * total + place_RT[:, None]
+    row_N, inner_N = (place_T < lengths[:, None]).nonzero(as_tuple=True)
+    flat_HN = (row_N * heads + head_H[:, None]) * width + inner_N
+    return place_RHT.to(device), flat_HN.to(device)
+
+
+class Beside(torch.autograd.Function):
+    """Rows of a line ``x_1HND`` beside each other, ``x_RHTD``; nothing may come back from their padding."""
+
+    @staticmethod
+    def forward(ctx: Any, x_1HND: Tensor, place_RHT: Tensor, flat_HN: Tensor) -> Tensor:
+        ctx.flat_HN = flat_HN
+        return _picked(x_1HND, place_RHT)
+
+    @staticmethod
+    def backward(ctx: Any, dx_RHTD: Tensor) -> tuple[Tensor, None, None]:
+        return _picked(dx_RHTD, ctx.flat_HN)[None], None, None
+
+
+class Behind(torch.autograd.Function):
+    """Rows beside each other, ``x_RHTD``, in a line again, ``x_1HND``, without their padding."""
+
+    @staticmethod
+    def forward(ctx: Any, x_RHTD: Tensor, place_RHT: Tensor, flat_HN: Tensor) -> Tensor:
+        ctx.flat_HN, ctx.shape = flat_HN, x_RHTD.shape
+        return _picked(x_RHTD, flat_HN)[None]
+
+    @staticmethod
+    def backward(ctx: Any, dx_1HND: Tensor) -> tuple[Tensor, None, None]:
+        dx_RHTD = dx_1HND.new_zeros(ctx.shape)
+        dx_RHTD.view(-1, ctx.shape[-1])[ctx.flat_HN.flatten()] = dx_1HND.reshape(-1, ctx.shape[-1])
+        return dx_RHTD, None, None
+
+
+def _picked(x: Tensor, place: Tensor) -> Tensor:
+    """Vectors at some places of all vectors one after the other."""
+    return x.reshape(-1, x.shape[-1]).index_select(0, place.flatten()).view(*place.shape, -1)
 
 
 def _in_one_kernel(module: Any, query_1HND: Tensor, key: Tensor, value: Tensor, named: Mapping[str, Any]) -> Tensor:
@@ -99,7 +178,7 @@ def _in_one_kernel(module: Any, query_1HND: Tensor, key: Tensor, value: Tensor, 
 
     query_NHD, key_NKD, value_NKD = (x[0].transpose(0, 1) for x in (query_1HND, key, value))
     ends, longest = named["cu_seq_lens_q"], named["max_length_q"]
-    window = (-1, 0) if named.get("is_causal", getattr(module, "is_causal", False)) is not False else (-1, -1)
+    window = (-1, -1) if _looks_ahead(module, named) else (-1, 0)
     shared, scale = query_NHD.shape[1] != key_NKD.shape[1], named.get("scaling")
     given = (query_NHD, key_NKD, value_NKD, ends, ends, longest, longest)
     mixed_NHD = varlen_attn(*given, scale=scale, window_size=window, enable_gqa=shared)
@@ -126,8 +205,8 @@ def use(network: nn.Module, way: str) -> None:
         (PRODUCTS, products),
         (CAUSAL, sdpa_attention_forward),
         (CAUSAL_PRODUCTS, products),
-        (SEGMENTS, by_rows(sdpa_attention_forward)),
-        (SEGMENT_PRODUCTS, by_rows(products)),
+        (LINE, in_line(sdpa_attention_forward)),
+        (LINE_PRODUCTS, in_line(products)),
     ):
         AttentionInterface.register(name, function)
         AttentionMaskInterface.register(name, _no_mask if name in (CAUSAL, CAUSAL_PRODUCTS) else sdpa_mask)
@@ -151,15 +230,19 @@ def times(shape: Shape, device: str, dtype: torch.dtype) -> dict[str, float]:
     key = f"{shape} {device} {dtype} {torch.get_num_threads()} {torch.__version__}"
     path = home() / "cache" / "attention.json"
     known: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if key not in known:
-        known[key] = {way: _seconds(way, shape, device, dtype) for way in (FUSED, *WAYS, *BY_ENDS)}
+    ways = (FUSED, *WAYS, *BY_ENDS)
+    if set(known.get(key, ())) != set(ways):
+        known[key] = {way: _seconds(way, shape, device, dtype) for way in ways}
         write_text(path, json.dumps(known, indent=1))
     return known[key]
 
 
 def _seconds(way: str, shape: Shape, device: str, dtype: torch.dtype) -> float:
     """The least of some times."""
-    rows, tokens = (1, shape.rows * shape.tokens) if way in BY_ENDS else (shape.rows, shape.tokens)
+    rows, tokens = shape.rows, shape.tokens
+    if way in BY_ENDS:  # every second row one token shorter: all of like length take less than they do in a run
+        length_R = torch.tensor([max(1, tokens - row % 2) for row in range(rows)])
+        rows, tokens = 1, int(length_R.sum())
     given = [
         torch.randn(rows, heads, tokens, shape.width, device=device, dtype=dtype, requires_grad=True)
         for heads in (shape.heads, shape.shared, shape.shared)
@@ -167,10 +250,10 @@ def _seconds(way: str, shape: Shape, device: str, dtype: torch.dtype) -> float:
     mask, told = None, {}
     if way in (FUSED, PRODUCTS):
         mask = _causal(shape.tokens, shape.tokens, torch.device(device)).expand(shape.rows, 1, -1, -1)
-    attend: Attend = products if way in (PRODUCTS, CAUSAL_PRODUCTS, SEGMENT_PRODUCTS) else _fused
+    attend: Attend = products if way in (PRODUCTS, CAUSAL_PRODUCTS, LINE_PRODUCTS) else _fused
     if way in BY_ENDS:
-        ends = torch.arange(0, tokens + 1, shape.tokens, dtype=torch.int32, device=device)
-        attend, told = by_rows(attend), {"cu_seq_lens_q": ends, "max_length_q": shape.tokens}
+        ends = functional.pad(length_R.cumsum(0), (1, 0)).to(device, torch.int32)
+        attend, told = in_line(attend), {"cu_seq_lens_q": ends, "max_length_q": shape.tokens}
     spent = []
     for _ in range(REPEATS):
         started = time.perf_counter()

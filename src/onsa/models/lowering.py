@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from onsa.models.batch import Batch
 
 Layout = Literal["padded", "packed"]
-BY_ENDS = ("onsa_segments", "onsa_segment_products")  # ways to attend that are told where packed rows end
+BY_ENDS = ("onsa_line", "onsa_line_products")  # ways to attend that are told where packed rows end
 
 
 @dataclass(frozen=True)
