@@ -26,10 +26,11 @@ def test_a_process_stays_within_what_a_step_takes() -> None:
 
 
 def test_one_that_does_not_grow_keeps_what_it_has() -> None:
-    sizes = iter([1000, 1100, 900, 1149, 1000, 1150])
-    returning = Returning(lambda: pytest.fail("nothing to give back"), lambda: next(sizes))
+    sizes, given = iter([1000, 1100, 900, 1149, 1000, 1150]), []
+    returning = Returning(lambda: given.append(True), lambda: next(sizes))
     for _ in range(6):
         returning()
+    assert (given, returning.first) == ([], 1000)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's way")
