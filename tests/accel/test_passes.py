@@ -46,6 +46,8 @@ FACTS = Anatomy(
     stages=((2, 1.0),),
     plain_products=14,
     products=14,
+    halves={(8, 8): True},
+    kernels=("layers.0.mlp",),
     vocabulary=90,
     attention=TIMES,
     recomputes=True,
@@ -160,6 +162,8 @@ REFUSALS = [
     ("chunked-head", {"head": Head.ROWS}, "pass-supervised-head-rows"),
     ("chunked-head", {"plain_head": False}, "pass-chunked-head-every"),
     ("chunked-head", {"anatomy": replace(FACTS, vocabulary=0)}, "pass-chunked-head-shaped"),
+    ("kernels", {"anatomy": replace(FACTS, kernels=())}, "pass-kernels-none"),
+    ("kernels", {"device": "cuda"}, "pass-kernels-device"),
     ("adapted-products", {"anatomy": replace(FACTS, plain_products=0, products=0)}, "pass-adapted-products-none"),
     ("adapted-products", {"anatomy": replace(FACTS, plain_products=0)}, "pass-adapted-products-shaped"),
 ]

@@ -186,7 +186,8 @@ def test_every_adapter_trains_beside_it(
     tuned = said(prepared, session)
     prepared.adaptation.save(trial.network(session), prepared.tokenizer, tmp_path / MODEL)
     session.models = replace(session.models, policy=load_run(tmp_path, prepared.recipe).policy)
-    assert trial.apart(tuned, said(prepared, session)) <= 1e-6
+    # Passes change how sums are rounded; where inputs are then rounded to eight bits, some fall to the other side.
+    assert trial.apart(tuned, said(prepared, session)) <= (1e-4 if scheme == "int8" else 1e-6)
 
 
 @in_every_scheme

@@ -28,4 +28,6 @@ def rewrite(plan: Plan) -> Plan:
 
 def figures(plan: Plan) -> dict[str, Any]:
     assert plan.anatomy is not None
-    return {"plain": plan.anatomy.plain_products, "all": plan.anatomy.products}
+    halves = plan.anatomy.halves
+    counts = {"plain": plan.anatomy.plain_products, "all": plan.anatomy.products}
+    return {**counts, "halved": sum(halves.values()), "widths": len(halves)}

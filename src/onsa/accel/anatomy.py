@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from onsa.adaptations.base import Adaptation
-from onsa.models import attention
+from onsa.models import attention, kernels
 from onsa.models.batch import Batch
 from onsa.models.boundary import HIDDEN, crosses, cut_of
+from onsa.models.halves import Halves, measured
 from onsa.models.heads import Head
 from onsa.models.lowering import BY_ENDS, base_network, for_row_head, packed, padded
-from onsa.models.products import layers
+from onsa.models.products import layers, shapes
 from onsa.models.strata import Strata
 
 LOOKS = 64  # places of a run at which it is looked how far down a staged method trains
@@ -35,6 +36,8 @@ class Anatomy:
         the run's steps.
     reads: what a head reads of its base's results, if the network can begin at these cuts; else ``None``.
     plain_products, products: adapted linear layers in LoRA's plain form, and all.
+    halves: of those layers' widths, which products are faster by half of their rows.
+    kernels: names of modules whose work on each value can be one loop (:mod:`onsa.models.kernels`).
     vocabulary: tokens that a plain linear output layer scores; 0 where the head is another.
     recomputes: whether its blocks can compute anew what they would keep for the way back.
     attention: seconds that each way to attend takes here, of those that give this network's own results; some are for
@@ -47,6 +50,8 @@ class Anatomy:
     reads: str | None = HIDDEN
     plain_products: int = 0
     products: int = 0
+    halves: Halves = field(default_factory=dict)
+    kernels: tuple[str, ...] = ()
     vocabulary: int = 0
     attention: Mapping[str, float] = field(default_factory=dict)
     recomputes: bool = False
@@ -85,6 +90,7 @@ def examine(subject: Subject) -> Anatomy:
         stages = _stages(subject, strata)
         cuts = [cut for cut, _ in stages if cut is not None]
         plain, products = layers(network)
+        on_cpu = subject.device == "cpu"
         return Anatomy(
             blocks=len(strata.blocks),
             width=int(subject.config.get("hidden_size") or 0),
@@ -92,6 +98,8 @@ def examine(subject: Subject) -> Anatomy:
             reads=crosses(network, strata, cuts) if cuts else HIDDEN,
             plain_products=len(plain),
             products=products,
+            halves=measured(shapes(plain), _type(subject)) if on_cpu else {},
+            kernels=kernels.found(network) if on_cpu else (),
             vocabulary=_vocabulary(subject),
             attention=_attention(subject),
             recomputes=bool(getattr(base_network(network), "supports_gradient_checkpointing", False)),
@@ -99,6 +107,11 @@ def examine(subject: Subject) -> Anatomy:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _type(subject: Subject) -> torch.dtype:
+    """What it multiplies in."""
+    return torch.bfloat16 if subject.precision == "bf16" else torch.float32
 
 
 def _vocabulary(subject: Subject) -> int:
@@ -120,7 +133,6 @@ def _attention(subject: Subject) -> dict[str, float]:
         shared=int(config.get("num_key_value_heads") or heads),
         width=int(config.get("head_dim") or config["hidden_size"] // heads),
     )
-    dtype = torch.bfloat16 if subject.precision == "bf16" else torch.float32
     own = _said(subject)
     usable = [attention.FUSED]
     windows = [int(config[name]) for name in WINDOWS if config.get(name)]
@@ -136,7 +148,7 @@ def _attention(subject: Subject) -> dict[str, float]:
             pass  # a network that does not let itself be told how to attend
         finally:
             attention.use(network, attention.FUSED)
-    known = attention.times(shape, subject.device, dtype)
+    known = attention.times(shape, subject.device, _type(subject))
     return {way: known[way] for way in usable}
 
 

@@ -8,6 +8,7 @@ from onsa.accel import (
     chunked_head,
     frozen_boundary,
     fused_optimizer,
+    kernels,
     like_lengths,
     packing,
     recompute,
@@ -17,7 +18,7 @@ from onsa.spec.errors import RecipeError, unknown
 from onsa.spec.sections import Accel
 
 ROWS = (like_lengths, supervised_head, fused_optimizer)
-NETWORK = (frozen_boundary, adapted_products, packing, attention, chunked_head)
+NETWORK = (frozen_boundary, adapted_products, kernels, packing, attention, chunked_head)
 MEMORY = (recompute,)
 PASSES = (*ROWS, *NETWORK, *MEMORY)
 

@@ -57,6 +57,7 @@ class Plan:
     head_rows: predictions whose logits are there at once; ``None`` is all of a micro-batch.
     attention: the way to attend (:mod:`onsa.models.attention`), by name.
     products: how adapted linear layers are computed.
+    kernels: names of modules whose work on each value is one loop.
     recompute: compute what blocks keep for the way back anew there, in place of keeping it.
     cuts: places in the network whose incoming states are kept on disk (:mod:`onsa.models.boundary`).
     """
@@ -83,6 +84,7 @@ class Plan:
     head_rows: int | None = None
     attention: str = FUSED
     products: Literal["modules", "one-operation"] = "modules"
+    kernels: tuple[str, ...] = ()
     recompute: bool = False
     cuts: tuple[int, ...] = ()
     decisions: tuple[Decision, ...] = ()

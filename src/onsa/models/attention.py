@@ -12,8 +12,6 @@ N tokens of all rows in one line, D width of a head.
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -24,8 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from onsa.models.lowering import BY_ENDS, base_network
-from onsa.store.atomic import write_text
-from onsa.store.home import home
+from onsa.models.timing import remembered
 
 FUSED = "sdpa"  # transformers' name of the library's own kernel
 PRODUCTS, CAUSAL, CAUSAL_PRODUCTS = "onsa_products", "onsa_causal", "onsa_causal_products"
@@ -223,22 +220,15 @@ def used(network: nn.Module) -> str:
 
 
 def times(shape: Shape, device: str, dtype: torch.dtype) -> dict[str, float]:
-    """Seconds of every way, forward and back.
-
-    Measured once on a machine for a shape and number of threads, and written down: a run that goes on chooses alike.
-    """
-    key = f"{shape} {device} {dtype} {torch.get_num_threads()} {torch.__version__}"
-    path = home() / "cache" / "attention.json"
-    known: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Seconds of every way, forward and back."""
     ways = (FUSED, *WAYS, *BY_ENDS)
-    if set(known.get(key, ())) != set(ways):
-        known[key] = {way: _seconds(way, shape, device, dtype) for way in ways}
-        write_text(path, json.dumps(known, indent=1))
-    return known[key]
+    return remembered(
+        "attention", f"{shape} {device} {dtype}", ways, lambda way: _job(way, shape, device, dtype), REPEATS
+    )
 
 
-def _seconds(way: str, shape: Shape, device: str, dtype: torch.dtype) -> float:
-    """The least of some times."""
+def _job(way: str, shape: Shape, device: str, dtype: torch.dtype) -> Callable[[], None]:
+    """To attend once, forward and back."""
     rows, tokens = shape.rows, shape.tokens
     if way in BY_ENDS:  # every second row one token shorter: all of like length take less than they do in a run
         length_R = torch.tensor([max(1, tokens - row % 2) for row in range(rows)])
@@ -254,14 +244,13 @@ def _seconds(way: str, shape: Shape, device: str, dtype: torch.dtype) -> float:
     if way in BY_ENDS:
         ends = functional.pad(length_R.cumsum(0), (1, 0)).to(device, torch.int32)
         attend, told = in_line(attend), {"cu_seq_lens_q": ends, "max_length_q": shape.tokens}
-    spent = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
+
+    def once() -> None:
         torch.autograd.backward(attend(None, *given, mask, is_causal=True, **told)[0].sum())
         if device == "cuda":
             torch.cuda.synchronize()
-        spent.append(time.perf_counter() - started)
-    return min(spent)
+
+    return once
 
 
 def _fused(

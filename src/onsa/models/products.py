@@ -20,8 +20,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from onsa.models.halves import NONE, Halves, add_product, product
 from onsa.models.lowering import base_network
 
 
@@ -100,13 +100,14 @@ class Group:
     """Layers that read the same input. The first that is asked answers for all; the others find their answer here."""
 
     members: Sequence[Layer]
+    halves: Halves
     source: Tensor | None = None
     answers: dict[int, Tensor] = field(default_factory=dict)
 
     def __call__(self, index: int, x: Tensor) -> Tensor:
         if self.source is not x or index not in self.answers:
             values = [value for layer in self.members for value in (layer.a, layer.b)]
-            found: tuple[Tensor, ...] = Adapted.apply(x, self.members, *values)  # type: ignore[no-untyped-call]
+            found: tuple[Tensor, ...] = Adapted.apply(x, self.members, self.halves, *values)  # type: ignore[no-untyped-call]
             self.answers = dict(enumerate(found))
             self.source = x
         answer = self.answers.pop(index)
@@ -119,7 +120,7 @@ class Adapted(torch.autograd.Function):
     """All outputs of a group, from its input and each layer's A and B."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, members: Sequence[Layer], *values: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, members: Sequence[Layer], halves: Halves, *values: Tensor) -> tuple[Tensor, ...]:
         dtype = members[0].dtype
         a_SI = torch.cat(values[0::2]).to(dtype)
         bs = [(b_Or.T * layer.scale).to(dtype).contiguous() for b_Or, layer in zip(values[1::2], members, strict=True)]
@@ -130,11 +131,11 @@ class Adapted(torch.autograd.Function):
             for u_Nr, b_rO, layer in zip(torch.split(u_NS, _ranks(bs), 1), bs, members, strict=True):
                 bias = layer.module.base_layer.bias
                 bias = None if bias is None else bias.to(dtype)
-                y_NO = functional.linear(x_NI, layer.weight_OI(dtype), bias)
+                y_NO = product(x_NI, layer.weight_OI(dtype).T, halves, bias)
                 y_NO.addmm_(u_Nr, b_rO)
                 outputs.append(y_NO.view(*x.shape[:-1], -1))
         ctx.save_for_backward(x_NI, u_NS, a_SI, *bs)
-        ctx.members, ctx.like = members, (x.shape, x.dtype)
+        ctx.members, ctx.halves, ctx.like = members, halves, (x.shape, x.dtype)
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
@@ -157,25 +158,34 @@ class Adapted(torch.autograd.Function):
             dbs.append(((u_Nr.T @ dy_NO).T * layer.scale).to(layer.b.dtype) if layer.b.requires_grad else None)
             if ctx.needs_input_grad[0]:
                 weight_OI = layer.weight_OI(x_NI.dtype)
-                dx_NI = dy_NO @ weight_OI if dx_NI is None else dx_NI.addmm_(dy_NO, weight_OI)
+                if dx_NI is None:
+                    dx_NI = product(dy_NO, weight_OI, ctx.halves)
+                else:
+                    add_product(dx_NI, dy_NO, weight_OI, ctx.halves)
         du_SN = torch.cat(dus)
         da_SI = (du_SN @ x_NI).to(members[0].a.dtype)
         if dx_NI is not None:
             dx_NI = dx_NI.addmm_(du_SN.T, a_SI).to(dtype).view(shape)
         parts = zip(torch.split(da_SI, _ranks(bs)), members, strict=True)
         das = [da_rI if layer.a.requires_grad else None for da_rI, layer in parts]
-        return dx_NI, None, *(value for pair in zip(das, dbs, strict=True) for value in pair)
+        return dx_NI, None, None, *(value for pair in zip(das, dbs, strict=True) for value in pair)
 
 
 def _ranks(bs: Sequence[Tensor]) -> list[int]:
     return [len(b_rO) for b_rO in bs]
 
 
-def fuse(network: nn.Module) -> None:
+def shapes(found: Sequence[Layer]) -> set[tuple[int, int]]:
+    """Widths of input and output of the products with frozen matrices, on the way there and back."""
+    there = {(layer.module.in_features, layer.module.out_features) for layer in found}
+    return there | {(outer, inner) for inner, outer in there}
+
+
+def fuse(network: nn.Module, halves: Halves = NONE) -> None:
     """Let a network's plain adapted layers be computed so, in groups that a few tokens sent through it show."""
     found, _ = layers(network)
     for members in _grouped(network, found):
-        group = Group(members)
+        group = Group(members, halves)
         for index, layer in enumerate(members):
             layer.module.forward = _forward(group, index, layer.module.forward)
 

@@ -19,8 +19,10 @@ from onsa.engine.batches import evaluation_batches
 from onsa.engine.kept import boundary
 from onsa.engine.returning import Returning
 from onsa.engine.sessions.base import Engine, Moved, Session, Work
+from onsa.models import kernels
 from onsa.models.attention import FUSED, use
 from onsa.models.batch import Batch, Example
+from onsa.models.halves import NONE
 from onsa.models.load import quiet
 from onsa.models.lowering import base_network
 from onsa.models.policy import Models, Policy
@@ -85,7 +87,8 @@ class LocalSession(Session):
         self.strata = Strata.of(work.network)
         self.models = Models(policy)
         if plan.products == "one-operation":
-            fuse(work.network)
+            fuse(work.network, plan.anatomy.halves if plan.anatomy else NONE)
+        kernels.use(work.network, plan.kernels)
         self._train_mode()
         for regulariser in work.regularisers:
             regulariser.check(self.models.policy, work.new)
