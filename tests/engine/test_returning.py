@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import psutil
@@ -43,3 +44,28 @@ def test_what_is_freed_goes_back() -> None:
     give_back()
     assert process.memory_info().rss < full - 200_000_000
     assert len(kept) == 80
+
+
+FAULTS = """
+import resource, sys, torch
+from onsa.engine.returning import keep
+if sys.argv[1] == "keep":
+    keep()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):  # what lies between pieces settles
+    torch.ones(16_000_000)
+before = faults()
+for _ in range(10):
+    torch.ones(16_000_000)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's way")
+def test_what_is_kept_is_not_asked_for_anew() -> None:
+    def faults(how: str) -> int:
+        ran = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+        return int(ran.stdout)
+
+    assert 20 * faults("keep") < faults("plainly")

@@ -1,4 +1,7 @@
-"""Returning: memory that a process has freed goes back to the system.
+"""Returning: when memory that a process has freed goes back to the system.
+
+The C library hands back large pieces as soon as they are freed, and every step asks for them anew, page by page; it is
+told not to (:func:`keep`).
 
 Steps differ in their lengths, so what one frees seldom fits the next, and the C library keeps it: a process grows from
 step to step, to twice of what a step takes. What is given back must be asked for again, page by page, which costs short
@@ -14,15 +17,27 @@ from dataclasses import dataclass
 
 import psutil
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's numbers, of malloc.h
 GROWN = 1.15  # to how much of what a step held that had to ask for all of it
 
 
+def keep() -> None:
+    """From now on, keep what is freed until :func:`give_back`."""
+    _tell("mallopt", M_MMAP_MAX, 0)
+    _tell("mallopt", M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def give_back() -> None:
-    """Hand freed memory back now. Other C libraries than glibc have no way to be told."""
+    """Hand freed memory back now."""
+    _tell("malloc_trim", 0)
+
+
+def _tell(name: str, *given: int) -> None:
+    """Other C libraries than glibc have no way to be told."""
     if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+        function = getattr(ctypes.CDLL(None), name, None)
+        if function is not None:
+            function(*given)
 
 
 def _resident() -> int:

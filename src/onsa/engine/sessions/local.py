@@ -17,7 +17,7 @@ from torch import Tensor
 from onsa.engine.among import Alone, Among, Sums
 from onsa.engine.batches import evaluation_batches
 from onsa.engine.kept import boundary
-from onsa.engine.returning import Returning
+from onsa.engine.returning import Returning, keep
 from onsa.engine.sessions.base import Engine, Moved, Session, Work
 from onsa.models import kernels
 from onsa.models.attention import FUSED, use
@@ -106,6 +106,7 @@ class LocalSession(Session):
         self.seen: list[float] = []
         self.rows: int | None = None  # of a micro-batch at most, once memory has run out
         self._weight = 0.0
+        keep()
         self._returning = Returning()
 
     @property
