@@ -94,6 +94,19 @@ def test_rotary_positions(rows_of_angles: int, dtype: torch.dtype) -> None:
     assert [apart(*pair) <= NEAR[dtype] for pair in pairs] == [True] * 4
 
 
+def test_what_has_another_shape_goes_its_own_way() -> None:
+    """Kernels trust what they are given: these would read beyond its end."""
+    query, angle = torch.randn(2, 4, 6, 8), torch.randn(1, 6, 8)
+    fewer, wider = torch.randn(2, 2, 5, 8), torch.randn(1, 6, 16)
+
+    def own(*given: Tensor) -> str:
+        return "own"
+
+    for given in ((query, fewer, angle, angle), (query, query, wider, wider), (query, query, angle, angle[:, :5])):
+        assert kernels._rotated(own, *given) == "own"
+    assert kernels._rotated(own, query, query, angle, angle) != "own"
+
+
 def test_a_networks_modules_are_found_and_replaced(tiny_llama: Path) -> None:
     from transformers import AutoModelForCausalLM
 

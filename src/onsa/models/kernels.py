@@ -168,7 +168,8 @@ def _norm(module: Any, other: Forward) -> Forward:
     eps = float(getattr(module, "variance_epsilon", None) or getattr(module, "eps", None) or 0.0)
 
     def forward(x: Tensor) -> Any:
-        return Norm.apply(x, module.weight, eps) if _fits(x, module.weight) else other(x)  # type: ignore[no-untyped-call]
+        fits = _fits(x, module.weight) and x.shape[-1:] == module.weight.shape
+        return Norm.apply(x, module.weight, eps) if fits else other(x)  # type: ignore[no-untyped-call]
 
     return forward
 
@@ -176,7 +177,8 @@ def _norm(module: Any, other: Forward) -> Forward:
 def _gated(module: Any, other: Forward) -> Forward:
     def forward(x: Tensor) -> Any:
         gate, up = module.gate_proj(x), module.up_proj(x)
-        inner = Gate.apply(gate, up) if _fits(gate, up) else module.act_fn(gate) * up  # type: ignore[no-untyped-call]
+        fits = _fits(gate, up) and gate.shape == up.shape
+        inner = Gate.apply(gate, up) if fits else module.act_fn(gate) * up  # type: ignore[no-untyped-call]
         return module.down_proj(inner)
 
     return forward
@@ -184,8 +186,13 @@ def _gated(module: Any, other: Forward) -> Forward:
 
 def _rotated(other: Forward, query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, **named: Any) -> Any:
     """In place of a network's function of that name."""
-    plain = not named and _fits(query, key, cos, sin) and query.ndim == 4 and cos.shape[-1] == query.shape[-1]
-    return Rotary.apply(query, key, cos, sin) if plain else other(query, key, cos, sin, **named)  # type: ignore[no-untyped-call]
+    if named or not _fits(query, key, cos, sin) or query.ndim != 4 or key.ndim != 4:
+        return other(query, key, cos, sin, **named)
+    rows, _, tokens, width = query.shape
+    alike = key.shape[::2] == (rows, tokens) and key.shape[3] == width and cos.shape == sin.shape and width % 2 == 0
+    if not alike or cos.shape not in ((rows, tokens, width), (1, tokens, width)):
+        return other(query, key, cos, sin)
+    return Rotary.apply(query, key, cos, sin)  # type: ignore[no-untyped-call]
 
 
 def _attending(module: Any, other: Forward) -> Forward:
@@ -204,7 +211,7 @@ def found(network: nn.Module) -> tuple[str, ...]:
     """
     inputs = base_network(network).get_input_embeddings()
     dtype = getattr(getattr(inputs, "weight", None), "dtype", None)
-    if dtype not in TYPES or library(dtype) is None:
+    if dtype not in TYPES or any(library(one) is None for one in TYPES):  # a run may lower what it holds
         return ()
     with torch.no_grad(), torch.random.fork_rng(devices=()):
         return tuple(name for name, module, make in _sites(network) if _same(module, make, dtype))
