@@ -23,11 +23,11 @@ def refuse(plan: Plan) -> tuple[str, dict[str, Any]] | None:
 
 
 def rewrite(plan: Plan) -> Plan:
-    return replace(plan, products="one-operation")
+    assert plan.anatomy is not None
+    return replace(plan, products="one-operation", halves=plan.anatomy.halves)
 
 
 def figures(plan: Plan) -> dict[str, Any]:
     assert plan.anatomy is not None
-    halves = plan.anatomy.halves
     counts = {"plain": plan.anatomy.plain_products, "all": plan.anatomy.products}
-    return {**counts, "halved": sum(halves.values()), "widths": len(halves)}
+    return {**counts, "halved": sum(plan.halves.values()), "widths": len(plan.halves)}

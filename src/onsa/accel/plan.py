@@ -10,12 +10,13 @@ Passes over rows decide as soon as the rows are known; passes over the network o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Literal
 
 from onsa.accel.anatomy import Anatomy
 from onsa.models.attention import FUSED
+from onsa.models.halves import Halves
 from onsa.models.heads import Head
 from onsa.models.lowering import Layout
 from onsa.models.policy import Logits
@@ -57,6 +58,7 @@ class Plan:
     head_rows: predictions whose logits are there at once; ``None`` is all of a micro-batch.
     attention: the way to attend (:mod:`onsa.models.attention`), by name.
     products: how adapted linear layers are computed.
+    halves: of their widths, which products are computed by half of their rows.
     kernels: names of modules whose work on each value is one loop.
     recompute: compute what blocks keep for the way back anew there, in place of keeping it.
     cuts: places in the network whose incoming states are kept on disk (:mod:`onsa.models.boundary`).
@@ -84,6 +86,7 @@ class Plan:
     head_rows: int | None = None
     attention: str = FUSED
     products: Literal["modules", "one-operation"] = "modules"
+    halves: Halves = field(default_factory=dict)
     kernels: tuple[str, ...] = ()
     recompute: bool = False
     cuts: tuple[int, ...] = ()

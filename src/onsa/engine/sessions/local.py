@@ -22,7 +22,6 @@ from onsa.engine.sessions.base import Engine, Moved, Session, Work
 from onsa.models import kernels
 from onsa.models.attention import FUSED, use
 from onsa.models.batch import Batch, Example
-from onsa.models.halves import NONE
 from onsa.models.load import quiet
 from onsa.models.lowering import base_network
 from onsa.models.policy import Models, Policy
@@ -87,7 +86,7 @@ class LocalSession(Session):
         self.strata = Strata.of(work.network)
         self.models = Models(policy)
         if plan.products == "one-operation":
-            fuse(work.network, plan.anatomy.halves if plan.anatomy else NONE)
+            fuse(work.network, plan.halves)
         kernels.use(work.network, plan.kernels)
         self._train_mode()
         for regulariser in work.regularisers:
