@@ -11,8 +11,8 @@ of them. What both sides need lies on the disk beforehand: initial weights, and 
 
 - Speed is that of whole steps, data loading included: trained tokens a second for chat, rows a second for
   classification. Chat goes once through the same rows, in the same order but where a way to use the peer has its own,
-  and the first step does not count. Classification counts every step, so that what is computed once (the filling of
-  the frozen boundary) is in the figure.
+  and the first step does not count. Classification and DPO count every step, so that what is computed once (the
+  filling of the frozen boundary, a reference's answers) is in the figure.
 - Memory is the most that the process and its children held, asked for ten times a second, or the process' own peak
   where that is more.
 - The seconds to the first step are those from the command to where it begins. Ours read and tokenise, peers need not.
@@ -23,6 +23,9 @@ hardware. There a row of its defaults takes many seconds, so both sides get two 
 and the ratio says little more than that. At its best TRL has the precision that is fastest here, no recomputation, and
 rows as they come, grouped by length, laid end to end (``padding_free``) or packed; packed steps have as many tokens as
 the others, on the mean, not the same rows. On a quantised base TRL always keeps adapters in bf16.
+
+DPO has pairs made of the same rows, the worse answer being the next row's. TRL is asked with the reference computed in
+each step (``trl-plain``) and once, before the first (``trl-kept``, whose time for it counts).
 
 SetFit and sentence-transformers need an environment of their own, whose Python ``--setfit-python`` or
 ``ONSA_SETFIT_PYTHON`` names. Theirs is the time to encode the rows and to fit the head to them, less that of
@@ -75,6 +78,8 @@ class Row:
 
 BEST = ("trl-unpadded", "trl-grouped", "trl-plain", "trl-packed")
 SETFIT = ("setfit", "logistic")
+DPO = ("trl-plain", "trl-kept", "trl-default")
+EVERY_STEP = ("topics", "dpo")  # works of which the first step counts as well
 ROWS = (
     Row("LoRA SFT", "lora-default", ("trl-default",), 8.0),
     Row("LoRA SFT, GB at the peak", "lora-default", ("trl-default",), 1.0, "gigabytes"),
@@ -85,6 +90,7 @@ ROWS = (
     Row("LoRA SFT, fp32, equal losses", "lora-exact", ("trl-plain",), 2.5),
     Row("full SFT", "full-default", ("trl-default",), 4.0),
     Row("QLoRA SFT, nf4", "qlora", ("trl-grouped",), 2.0),
+    Row("DPO, LoRA", "dpo", DPO, 3.0),
     Row("topics, full", "topics-full", ("trainer",), 4.0),
     Row("topics, LoRA", "topics-lora", ("trainer",), 4.0),
     Row("topics, last two layers", "topics-last-layers", ("trainer",), 8.0),
@@ -137,7 +143,7 @@ class Bench:
             python = self.setfit if side in SETFIT else sys.executable
             told = self.ask("speed_peers", {"work": work, "side": side}, python or sys.executable)
         if "failed" not in told:
-            first = 0 if work.startswith("topics") else 1
+            first = 0 if work.startswith(EVERY_STEP) else 1
             told["rate"] = sum(told["trained"][first:]) / sum(told["step_s"][first:])
         said = told.get("failed") or f"{told['rate']:.1f} a second"
         print(f"{work}: {side}: {said}", file=sys.stderr, flush=True)

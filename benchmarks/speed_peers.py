@@ -25,7 +25,7 @@ class Clock(TrainerCallback):  # type: ignore[misc]  # transformers tells no typ
     """Notes when training begins, what each step took and trained, and the losses that are logged."""
 
     def __init__(self, started: float) -> None:
-        self.started = started
+        self.started, self.begun = started, False
         self.begin_s = self.last = 0.0
         self.step_s: list[float] = []
         self.trained: list[int] = []
@@ -33,7 +33,8 @@ class Clock(TrainerCallback):  # type: ignore[misc]  # transformers tells no typ
         self.trainable: int | None = None
 
     def begin(self) -> None:
-        self.begin_s, self.last = time.time() - self.started, time.perf_counter()
+        if not self.begun:
+            self.begin_s, self.last, self.begun = time.time() - self.started, time.perf_counter(), True
 
     def step(self) -> None:
         self.step_s.append(time.perf_counter() - self.last)
@@ -59,6 +60,9 @@ def run(trainer: Any, clock: Clock) -> None:
 
     def counting(rows: list[Any]) -> Any:
         batch = collate(rows)
+        if "completion_mask" in batch:
+            clock.trained.append(int(batch["completion_mask"].sum()))
+            return batch
         labels = batch["labels"]
         asked = labels[:, 1:] if labels.ndim == 2 else labels  # nothing stands before a row's first token
         clock.trained.append(int((asked != -100).sum()))
@@ -107,6 +111,32 @@ def sft(side: str, given: dict[str, Any], folder: Path, clock: Clock) -> None:
         trainer = SFTTrainer(
             model=network,
             args=SFTConfig(**settings(given, out, **options)),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=AutoTokenizer.from_pretrained(given["base"]),
+        )
+        run(trainer, clock)
+
+
+def dpo(side: str, given: dict[str, Any], folder: Path, clock: Clock) -> None:
+    """TRL's DPOTrainer: as it comes, or with its options for this machine."""
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+    options: dict[str, Any] = {"max_length": given["longest"], "train_sampling_strategy": "sequential"}
+    if side != "trl-default":
+        options |= {"bf16": given["bf16"], "gradient_checkpointing": False, "logging_steps": 1}
+    if side == "trl-kept":
+        options["precompute_ref_log_probs"] = True
+    network: Any = AutoModelForCausalLM.from_pretrained(given["base"], dtype=torch.float32)
+    with tempfile.TemporaryDirectory() as out:
+        if side == "trl-kept":
+            clock.begin()  # the reference, which it computes before the first step, counts
+        trainer = DPOTrainer(
+            model=PeftModel.from_pretrained(network, folder / "initial", is_trainable=True),
+            args=DPOConfig(**settings(given, out, **options)),
             train_dataset=Dataset.from_list(rows),
             processing_class=AutoTokenizer.from_pretrained(given["base"]),
         )
@@ -197,7 +227,9 @@ def main() -> None:
     logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     clock = Clock(order["started"])
-    if side.startswith("trl"):
+    if order["work"] == "dpo":
+        dpo(side, given, folder, clock)
+    elif side.startswith("trl"):
         sft(side, given, folder, clock)
     elif side == "trainer":
         classifier(given, folder, clock)

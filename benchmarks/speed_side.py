@@ -48,6 +48,7 @@ WORKS: dict[str, dict[str, Any]] = {
     "lora-exact": {"adaptation": LORA, "train": {"precision": "fp32"}},
     "full-default": {"adaptation": "full"},
     "qlora": {"adaptation": LORA, "model": {"quantize": "nf4"}},
+    "dpo": {"adaptation": LORA, "objective": "dpo"},
     "topics-full": {"adaptation": "full"},
     "topics-lora": {"adaptation": LORA},
     "topics-last-layers": {"adaptation": {"kind": "last-layers", "blocks": 2}},
@@ -77,8 +78,12 @@ class Order:
 
     def recipe(self) -> Recipe:
         settings = WORKS[self.work]
-        if self.chat:
-            data: dict[str, Any] = {"path": str(self.folder / "chat.jsonl")}
+        if self.work == "dpo":
+            data: dict[str, Any] = {"path": str(self.folder / "pairs.jsonl")}
+            train = {"batch_rows": self.steps[1], "epochs": 1, "max_length": LONGEST}
+            model, task = "smollm2-135m", "preference"
+        elif self.chat:
+            data = {"path": str(self.folder / "chat.jsonl")}
             train = {"batch_rows": self.steps[1], "epochs": 1, "max_length": LONGEST}
             model, task = "smollm2-135m", "chat"
         else:
@@ -125,8 +130,10 @@ def lay_out(works: list[str], folder: Path, quick: bool, threads: int) -> dict[s
 def _write_data(order: Order, data: dict[str, list[str]]) -> None:
     if order.chat:
         steps, rows = order.steps
-        text = "\n".join(mixed(data["support"], steps * rows))
-        (order.folder / "chat.jsonl").write_text(f"{text}\n", encoding="utf-8")
+        lines, name = mixed(data["support"], steps * rows), "chat.jsonl"
+        if order.work == "dpo":
+            lines, name = paired(lines), "pairs.jsonl"
+        (order.folder / name).write_text("\n".join([*lines, ""]), encoding="utf-8")
         return
     header, *lines = data["topics"]
     if order.quick:
@@ -152,11 +159,23 @@ def mixed(support: list[str], rows: int) -> list[str]:
     return [both[place] for place in dice.permutation(rows)]
 
 
+def paired(lines: list[str]) -> list[str]:
+    """Rows with the next one's answer as the worse one."""
+    talks = [json.loads(line)["messages"] for line in lines]
+    return [
+        json.dumps({"prompt": asked[:1], "chosen": asked[1:], "rejected": other[1:]})
+        for asked, other in zip(talks, [*talks[1:], talks[0]], strict=True)
+    ]
+
+
 def _write_rows(order: Order, prepared: Prepared) -> None:
     """The training rows as peers take them, in the file's order."""
     examples = prepared.examples["train"]
     rows: list[dict[str, Any]]
-    if order.chat:
+    if order.work == "dpo":
+        text = (order.folder / "pairs.jsonl").read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in text.splitlines()]
+    elif order.chat:
         steps, size = order.steps
         assert len(examples) == steps * size, "a row was left out"
         rows = [
@@ -220,7 +239,7 @@ def train(order: Order, started: float) -> dict[str, Any]:
         last += step_s[-1]
         trained.append(sum(example.supervised for example in examples))
         tokens.append(sum(len(example.token_T) for example in examples))
-    first = 1 if order.chat else 0
+    first = 1 if order.chat and order.work != "dpo" else 0
     once = sum(len(example.token_T) for example in prepared.examples["train"])
     done = sum(size * ways * (once if place < below else sum(tokens[first:])) for place, (size, ways) in parts)
     if order.chat:

@@ -51,6 +51,17 @@ def write_chat(path: Path) -> Path:
     return path
 
 
+def write_pairs(path: Path) -> Path:
+    """Questions with the answer that names their topic, and a worse one that names another."""
+    others = dict(zip(TOPICS, [*list(TOPICS)[1:], next(iter(TOPICS))], strict=True))
+    rows = [
+        {"prompt": text, "chosen": f"that is about {topic}", "rejected": f"about {others[topic]}"}
+        for text, topic in questions()
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
 def make_bert(folder: Path) -> Path:
     """A BERT of 2 layers, 32 wide, 64 positions."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]

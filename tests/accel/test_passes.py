@@ -68,7 +68,8 @@ PLAIN = Plan(
 )
 # Where most passes apply, packing does not.
 LONG = replace(PLAIN, padding=0.2, anatomy=replace(FACTS, stages=((None, 1.0),), attention=LINED))
-FITS = {"packing": LONG}
+SHARED = replace(LONG, repeated=0.3, anatomy=replace(LONG.anatomy or FACTS, shares=True))
+FITS = {"packing": LONG, "shared-prefix": SHARED}
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +78,13 @@ def start(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llama:
     import tiny
 
     folder = tmp_path_factory.mktemp("accel")
-    data = {"rows": tiny.write_csv(folder / "topics.csv"), "tokens": tiny.write_chat(folder / "chat.jsonl")}
-    bases = {head: trial.still(base, folder / head) for head, base in (("rows", tiny_bert), ("tokens", tiny_llama))}
+    data = {
+        "rows": tiny.write_csv(folder / "topics.csv"),
+        "tokens": tiny.write_chat(folder / "chat.jsonl"),
+        "answers": tiny.write_pairs(folder / "pairs.jsonl"),
+    }
+    lively = {"rows": tiny_bert, "tokens": tiny_llama, "answers": tiny_llama}
+    bases = {head: trial.still(base, folder / head) for head, base in lively.items()}
 
     def ready(head: str, adaptation: str, chosen: tuple[str, ...]) -> Prepared:
         accel = {"skip": [name for name in NAMES if name not in chosen]} if chosen else "off"
@@ -124,6 +130,10 @@ CASES = [
     for adaptation in ADAPTATIONS
     for chosen in (*ALONE, *(PAIRS if adaptation == "lora above" else ()), ALL)
 ]
+# Rows that hold answers, of which a prompt may be computed once, beside each other pass.
+WITH_SHARED = [pair for pair in PAIRS if "shared-prefix" in pair]
+CASES += [("answers", adaptation, chosen) for adaptation in ("full", "lora") for chosen in (*ALONE, *WITH_SHARED, ALL)]
+CASES += [("answers", "last-layers", chosen) for chosen in (*ALONE, ALL)]
 
 
 @pytest.mark.parametrize(("head", "adaptation", "chosen"), CASES)
@@ -153,6 +163,12 @@ REFUSALS = [
     ("attention", {"anatomy": replace(FACTS, attention={"sdpa": 1.0, "onsa_causal": 0.99})}, "pass-attention-fused"),
     ("attention", vars(LONG), "pass-attention-packed"),
     ("packing", {"head": Head.ROWS}, "pass-supervised-head-rows"),
+    ("packing", vars(SHARED), "pass-packing-folded"),
+    ("shared-prefix", {"head": Head.ROWS}, "pass-shared-prefix-rows"),
+    ("shared-prefix", {"repeated": 0.0}, "pass-shared-prefix-none"),
+    ("shared-prefix", {"repeated": 0.01}, "pass-shared-prefix-short"),
+    ("shared-prefix", {"anatomy": replace(FACTS, shares=True)}, "pass-shared-prefix-kept"),
+    ("shared-prefix", {"anatomy": LONG.anatomy}, "pass-shared-prefix-shaped"),
     ("packing", {"anatomy": replace(FACTS, attention=LINED)}, "pass-packing-kept"),
     ("packing", {"padding": 0.01}, "pass-packing-even"),
     ("packing", {"anatomy": replace(LONG.anatomy, attention=TIMES)}, "pass-packing-shaped"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import combinations
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -23,8 +24,8 @@ every_kind = pytest.mark.parametrize("kind", list(registry.kinds("objective")))
 class Table:
     """A policy that is one table: its rows are the logits of the next token, their mean those of a text."""
 
-    def __init__(self) -> None:
-        noise = torch.Generator().manual_seed(3)
+    def __init__(self, seed: int = 3) -> None:
+        noise = torch.Generator().manual_seed(seed)
         self.weight_VV = torch.randn(VOCABULARY, VOCABULARY, generator=noise, dtype=torch.float64, requires_grad=True)
 
     def logprobs(self, batch: Batch, smoothing: float = 0.0) -> Tensor:
@@ -33,12 +34,13 @@ class Table:
         return rows.gather(1, batch.target_M[:, None])[:, 0] * (1 - smoothing) + rows.mean(1) * smoothing
 
     def classes(self, batch: Batch) -> Tensor:
+        batch = batch.unfolded()
         parts = self.weight_VV[batch.token_N, :CLASSES].split(list(batch.length_R))
         return torch.stack([part.mean(0) for part in parts])
 
 
 def examples(form: Form) -> list[Example]:
-    """Eight rows of a form, of all lengths from 3 to 10 tokens."""
+    """Eight rows of a form, of all lengths from 3 to 10 tokens; or of answers, two (one of them a tie) or three."""
     dice = np.random.default_rng(5)
     targets: dict[Form, Callable[[], Any]] = {
         Form.LABELLED: lambda: int(dice.integers(CLASSES)),
@@ -47,6 +49,16 @@ def examples(form: Form) -> list[Example]:
     }
     found = []
     for row in range(8):
+        if form in (Form.RANKED, Form.PREFERRED, Form.JUDGED):
+            count = 1 if form is Form.JUDGED else 3 if row == 7 else 2
+            part_P = (1 + row, *dice.integers(1, 5, size=count).tolist())
+            ranks = {1: [row % 2], 2: [0, int(row != 4)], 3: [2, 0, 1]}
+            rank_A = np.asarray(ranks[count], np.float32)
+            token_T = dice.integers(VOCABULARY, size=sum(part_P)).astype(np.int32)
+            weight_T = (np.arange(len(token_T)) >= part_P[0]).astype(np.float32)
+            scored = form is Form.RANKED
+            found.append(Example(token_T, None if scored else weight_T, rank_A, row=row, part_P=part_P))
+            continue
         token_T = dice.integers(VOCABULARY, size=3 + row).astype(np.int32)
         if form is Form.TOKENS:
             weight_T = dice.integers(2, size=3 + row).astype(np.float32)
@@ -86,23 +98,98 @@ def next_tokens(table_VV: Any, rows: list[Example]) -> tuple[float, float]:
     return total, weight
 
 
+def of_pairs(of: Callable[[float, float], float], value: str) -> Callable[[Any, list[Example]], tuple[float, float]]:
+    """A formula over the values of a better and a worse answer: of a tie both ways, of three answers all pairs.
+
+    value: of an answer: its ``score``, the ``sum`` or the ``mean`` of its tokens' log-probabilities, or of their
+        ``gain`` over the reference (``mean-gain``).
+    """
+    other_VV = Table(4).weight_VV.detach().numpy()
+
+    def total(table_VV: Any, rows: list[Example]) -> tuple[float, float]:
+        sums = 0.0
+        for row in rows:
+            values = [worth(table_VV, other_VV, *text, value) for text in texts(row)]
+            losses = []
+            for one, other in combinations(range(len(values)), 2):
+                if row.target[one] > row.target[other]:
+                    one, other = other, one
+                ways = [of(values[one], values[other])]
+                if row.target[one] == row.target[other]:
+                    ways.append(of(values[other], values[one]))
+                losses.append(np.mean(ways))
+            sums += float(np.mean(losses))
+        return sums, len(rows)
+
+    return total
+
+
+def texts(row: Example) -> list[tuple[Any, Any]]:
+    """The prompt's tokens with those of each answer."""
+    assert row.part_P is not None
+    prompt, *answers = np.split(row.token_T, np.cumsum(row.part_P)[:-1])
+    return [(prompt, answer) for answer in answers]
+
+
+def worth(table_VV: Any, other_VV: Any, prompt: Any, answer: Any, value: str) -> float:
+    if value == "score":
+        return float(table_VV[np.concatenate([prompt, answer]), 0].mean())
+    before = np.concatenate([prompt[-1:], answer[:-1]])
+
+    def said(weight_VV: Any) -> Any:
+        return weight_VV[before, answer] - np.log(np.exp(weight_VV[before]).sum(1))
+
+    told = said(table_VV) - said(other_VV) if "gain" in value else said(table_VV)
+    return float(told.mean() if "mean" in value else told.sum())
+
+
+def weighed(table_VV: Any, rows: list[Example]) -> tuple[float, float]:
+    """KTO's formula, of a policy that has not moved."""
+    other_VV = Table(4).weight_VV.detach().numpy()
+    total, count = 0.0, 0
+    for row in rows:
+        for rank, text in zip(row.target, texts(row), strict=True):
+            gain = worth(table_VV, other_VV, *text, "gain")
+            total += 1 - sigmoid(0.1 * gain if rank == 0 else -0.1 * gain)
+            count += 1
+    return total, count
+
+
+def contrastive(table_VV: Any, rows: list[Example]) -> tuple[float, float]:
+    """CPO's formula, of sums and of means."""
+    preferred = of_pairs(lambda better, worse: -np.log(sigmoid(0.1 * (better - worse))), "sum")(table_VV, rows)
+    learnt = of_pairs(lambda better, worse: -better, "mean")(table_VV, rows)
+    return preferred[0] + learnt[0], len(rows)
+
+
+def log_odds(mean: float) -> float:
+    return float(np.log(np.exp(mean) / (1 - np.exp(mean))))
+
+
 # Each objective's own formula, written again in numpy: sum and weight of some rows under a table of logits.
 FORMULAS: dict[str, Callable[[Any, list[Example]], tuple[float, float]]] = {
     "cross-entropy": of_texts(lambda logit_C, target: float(np.log(np.exp(logit_C).sum()) - logit_C[target])),
     "binary-cross-entropy": of_texts(label_likelihood),
     "squared-error": of_texts(lambda logit_C, target: float((logit_C[0] - target) ** 2)),
     "sft": next_tokens,
+    "reward": of_pairs(lambda better, worse: -np.log(sigmoid(better - worse)), "score"),
+    "dpo": of_pairs(lambda better, worse: -np.log(sigmoid(0.1 * (better - worse))), "gain"),
+    "ipo": of_pairs(lambda better, worse: (better - worse - 5.0) ** 2, "mean-gain"),
+    "simpo": of_pairs(lambda better, worse: -np.log(sigmoid(2.0 * (better - worse) - 1.0)), "mean"),
+    "orpo": of_pairs(lambda better, worse: -better - 0.1 * np.log(sigmoid(log_odds(better) - log_odds(worse))), "mean"),
+    "cpo": contrastive,
+    "kto": weighed,
 }
 
 
 def loss(kind: str, rows: list[Example]) -> tuple[Loss, Table]:
     table = Table()
     objective = cast(Objective, registry.load("objective", kind)())
-    return objective(cast(Any, SimpleNamespace(policy=table)), collate(rows)), table
+    return objective(cast(Any, SimpleNamespace(policy=table, reference=Table(4))), collate(rows)), table
 
 
 def rows_for(kind: str) -> list[Example]:
-    return examples(cast(type[Objective], registry.load("objective", kind)).reads)
+    return examples(min(cast(type[Objective], registry.load("objective", kind)).reads))
 
 
 @every_kind

@@ -24,6 +24,10 @@ PAIRS = [("rain please", "weather"), ("what is soup like", "food"), ("is there r
 SAMPLES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "text-classification": ([{"text": text, "label": label} for text, label in PAIRS], {"text": " ", "label": "food"}),
     "text-generation": ([{"prompt": text, "completion": label} for text, label in PAIRS], {"prompt": "a"}),
+    "preference": (
+        [{"prompt": text, "chosen": f"about {label}", "rejected": "no idea"} for text, label in PAIRS],
+        {"prompt": "a", "chosen": "same", "rejected": "same "},
+    ),
     "chat": (
         [
             {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": label}]}
@@ -57,10 +61,11 @@ def test_rows_become_examples(kind: str, tokenizer_of: Any) -> None:
     for example in examples:
         assert example.token_T.dtype == np.int32 and 2 < len(example.token_T) <= 64 and example.cut == 0
         assert example.supervised >= 1 and (example.weight_T is None) == (fitted.head is Head.ROWS)
+        assert example.part_P is None or sum(example.part_P) == len(example.token_T) > example.path
         assert example.weight_T is None or example.weight_T.shape == example.token_T.shape
     whole = [len(example.token_T) for example in examples]
     for example, length in zip(encode(fitted, given, tokenizer_of(fitted.head), 3), whole, strict=False):
-        assert len(example.token_T) <= 3 and example.cut >= length - 3
+        assert example.path <= 3 and example.cut == length - len(example.token_T)
 
 
 @every_kind
@@ -78,7 +83,7 @@ def test_what_it_declares_fits_together(kind: str) -> None:
     found = task(kind).fit(rows(kind))
     assert found.headline in found.measures and found.objectives
     reads = [cast(type[Objective], registry.load("objective", name)).reads for name in found.objectives]
-    assert found.provides in reads
+    assert any(found.provides in forms for forms in reads)
     assert found.fit(rows(kind)) == found, "fitting twice changes nothing"
     assert (found.head is Head.ROWS) == bool(found.outputs)
 

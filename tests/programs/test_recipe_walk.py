@@ -76,7 +76,7 @@ def examples(p: Prepared) -> Any:
         return value.tolist() if hasattr(value, "tolist") else value
 
     return {
-        side: [(shown(e.token_T), shown(e.weight_T), shown(e.target)) for e in found]
+        side: [(shown(e.token_T), shown(e.weight_T), shown(e.target), e.part_P) for e in found]
         for side, found in p.examples.items()
     }
 
@@ -188,7 +188,7 @@ def total(p: Prepared) -> Any:
 class Entry:
     """A key's other value, and by what it shows; ``before`` is laid over the base recipe for both runs.
 
-    of: the base recipe: short texts with topics (``topics``), or conversations (``talks``).
+    of: the base recipe: short texts with topics (``topics``), conversations (``talks``), or pairs of answers.
     refused: the code with which the other value is refused; else it must run.
     """
 
@@ -241,6 +241,9 @@ TABLE: dict[str, Entry] = {
     "task:text-classification.labels": Entry(["weather", "music", "food"], examples),
     "task:text-classification.threshold": Entry(0.1, measured, before=TAGS),
     "task:chat.system": Entry("be brief", examples, "talks"),
+    "task:preference.by": Entry("score", examples, "pairs"),
+    "task:preference.single": Entry(True, examples, "pairs", refused="rows-unusable"),
+    "task:preference.system": Entry("be brief", examples, "pairs"),
     "adaptation": Entry("lora", trainable),
     "adaptation:*.freeze": Entry(["*.layer.1.*", "classifier"], trainable),
     "adaptation:*.unfreeze": Entry(["embeddings"], trainable),
@@ -282,6 +285,20 @@ TABLE: dict[str, Entry] = {
     "objective:cross-entropy.label_smoothing": Entry(0.3, losses),
     "objective:binary-cross-entropy.label_smoothing": Entry(0.3, losses, before=TAGS),
     "objective:sft.label_smoothing": Entry(0.3, losses, "talks"),
+    "objective:reward.centre": Entry(0.5, losses, "pairs"),
+    "objective:dpo.beta": Entry(0.5, losses, "pairs"),
+    "objective:dpo.loss": Entry("hinge", losses, "pairs"),
+    "objective:dpo.label_smoothing": Entry(0.3, losses, "pairs"),
+    "objective:ipo.beta": Entry(0.5, losses, "pairs"),
+    "objective:kto.beta": Entry(0.5, losses, "pairs"),
+    "objective:kto.good": Entry(0.5, losses, "pairs"),
+    "objective:kto.bad": Entry(0.5, losses, "pairs"),
+    "objective:orpo.beta": Entry(0.5, losses, "pairs"),
+    "objective:simpo.beta": Entry(0.5, losses, "pairs"),
+    "objective:simpo.gamma": Entry(0.5, losses, "pairs"),
+    "objective:cpo.beta": Entry(0.5, losses, "pairs"),
+    "objective:cpo.alpha": Entry(0.5, losses, "pairs"),
+    "objective:cpo.label_smoothing": Entry(0.3, losses, "pairs"),
     "regulariser": Entry([{"kind": "neftune"}], losses),
     "regulariser:dropout.rate": Entry(0.5, losses),
     "regulariser:ema.decay": Entry(0.0, deployed),
@@ -381,6 +398,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llama:
     halves = [lines[0], *(line.replace("narrow", "wide") for line in lines[1:50])]
     (folder / "other.csv").write_text("\n".join(halves) + "\n", encoding="utf-8")
     tiny.write_chat(folder / "talks.jsonl")
+    tiny.write_pairs(folder / "preferred.jsonl")
     pairs = [{"prompt": text, "completion": topic} for text, topic in tiny.questions()]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     own_code(trial.still(tiny_bert, folder / "own-code"))
@@ -432,8 +450,9 @@ def hub(shelf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def base_of(of: str, shelf: Path) -> dict[str, Any]:
-    model, data = ("bert", "topics.csv") if of == "topics" else ("llama", "talks.jsonl")
-    task = {"kind": "text-classification" if of == "topics" else "chat"}
+    model = "bert" if of == "topics" else "llama"
+    data = {"topics": "topics.csv", "talks": "talks.jsonl", "pairs": "preferred.jsonl"}[of]
+    task = {"kind": {"topics": "text-classification", "talks": "chat", "pairs": "preference"}[of]}
     columns = {"text": "text", "label": "label"} if of == "topics" else None
     return {
         "model": {"name": str(shelf / model)},

@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from onsa.adaptations.base import Adaptation
 from onsa.models import attention, kernels
-from onsa.models.batch import Batch
+from onsa.models.batch import Batch, Example, collate
 from onsa.models.boundary import HIDDEN, crosses, cut_of
 from onsa.models.halves import Halves, measured
 from onsa.models.heads import Head
-from onsa.models.lowering import BY_ENDS, base_network, for_row_head, packed, padded
+from onsa.models.lowering import BY_ENDS, base_network, folded, for_row_head, packed, padded
 from onsa.models.products import layers, shapes
 from onsa.models.strata import Strata
 
@@ -40,6 +41,7 @@ class Anatomy:
     kernels: names of modules whose work on each value can be one loop (:mod:`onsa.models.kernels`).
     vocabulary: tokens that a plain linear output layer scores; 0 where the head is another.
     recomputes: whether its blocks can compute anew what they would keep for the way back.
+    shares: whether answers that stand behind one prompt get what each would behind a prompt of its own.
     attention: seconds that each way to attend takes here, of those that give this network's own results; some are for
         rows that are packed into a line.
     """
@@ -55,6 +57,7 @@ class Anatomy:
     vocabulary: int = 0
     attention: Mapping[str, float] = field(default_factory=dict)
     recomputes: bool = False
+    shares: bool = False
 
     @property
     def cuts(self) -> tuple[int, ...]:
@@ -68,6 +71,7 @@ class Subject:
 
     lengths: of the training rows, in tokens.
     total: optimizer steps of the run.
+    answers: rows hold several answers.
     """
 
     network: nn.Module
@@ -78,6 +82,7 @@ class Subject:
     total: int
     device: str
     precision: str
+    answers: bool = False
 
 
 def examine(subject: Subject) -> Anatomy:
@@ -102,6 +107,7 @@ def examine(subject: Subject) -> Anatomy:
             kernels=kernels.found(network) if on_cpu else (),
             vocabulary=_vocabulary(subject),
             attention=_attention(subject),
+            shares=subject.answers and subject.head is Head.TOKENS and _shares(subject),
             recomputes=bool(getattr(base_network(network), "supports_gradient_checkpointing", False)),
         )
     finally:
@@ -165,6 +171,23 @@ def _said(subject: Subject) -> Tensor:
         block = (for_row_head if subject.head is Head.ROWS else padded)(subject.network, batch, 0)
     logits: Tensor = block.network(**block.inputs).logits
     return logits if subject.head is Head.ROWS else logits.flatten(0, 1)[block.flat_N]
+
+
+@torch.no_grad()
+def _shares(subject: Subject) -> bool:
+    """Whether a network says the same of answers behind one prompt and of each behind its own."""
+    device = next(subject.network.parameters()).device
+    weight_T = np.asarray([0.0] * 3 + [1.0] * 5, np.float32)
+    rows = [Example(np.arange(1, 9, dtype=np.int32), weight_T, np.arange(2.0), part_P=(3, 2, 3))]
+    rows.append(Example(np.arange(5, 11, dtype=np.int32), weight_T[2:], np.arange(3.0), part_P=(1, 1, 3, 1)))
+    batch = collate(rows).to(device)
+    try:
+        block, plain = folded(subject.network, batch, 0), padded(subject.network, batch.unfolded(), 0)
+        said = [one.network(**one.inputs).logits.flatten(0, 1)[one.flat_N] for one in (block, plain)]
+    except (ValueError, RuntimeError, TypeError):
+        return False  # a network with a mask of its own, or something in front of every row
+    found, wanted = said[0][batch.predict_M], said[1][batch.unfolded().predict_M]
+    return float((found - wanted).norm() / wanted.norm()) <= SAME
 
 
 def _stages(subject: Subject, strata: Strata) -> tuple[tuple[int | None, float], ...]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from onsa.accel.plan import Plan
-from onsa.models.attention import FUSED
+from onsa.models.attention import FUSED, WITHOUT_MASK
 from onsa.models.lowering import BY_ENDS
 
 NAME = "attention"
@@ -35,6 +35,7 @@ def figures(plan: Plan) -> dict[str, Any]:
 
 
 def _times(plan: Plan) -> dict[str, float]:
-    """Seconds of the ways for rows beside each other."""
+    """Seconds of the ways for rows beside each other; those that go without a mask know of no answers in a row."""
     assert plan.anatomy is not None, "a pass over the network"
-    return {way: spent for way, spent in plan.anatomy.attention.items() if way not in BY_ENDS}
+    unfit = (*BY_ENDS, *WITHOUT_MASK) if plan.layout == "folded" else BY_ENDS
+    return {way: spent for way, spent in plan.anatomy.attention.items() if way not in unfit}

@@ -27,6 +27,8 @@ def refuse(plan: Plan) -> tuple[str, dict[str, Any]] | None:
     assert plan.anatomy is not None, "a pass over the network"
     if plan.cuts:
         return "pass-packing-kept", {}
+    if plan.layout == "folded":
+        return "pass-packing-folded", {}
     if plan.padding < LEAST:
         return "pass-packing-even", {"share": f"{plan.padding:.1%}"}
     times = plan.anatomy.attention

@@ -12,13 +12,14 @@ from onsa.accel import (
     like_lengths,
     packing,
     recompute,
+    shared_prefix,
     supervised_head,
 )
 from onsa.spec.errors import RecipeError, unknown
 from onsa.spec.sections import Accel
 
 ROWS = (like_lengths, supervised_head, fused_optimizer)
-NETWORK = (frozen_boundary, adapted_products, kernels, packing, attention, chunked_head)
+NETWORK = (frozen_boundary, adapted_products, kernels, shared_prefix, packing, attention, chunked_head)
 MEMORY = (recompute,)
 PASSES = (*ROWS, *NETWORK, *MEMORY)
 

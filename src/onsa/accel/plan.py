@@ -48,12 +48,13 @@ class Plan:
     epochs: how often each row is seen.
     tokens: of the rows that are trained on or watched; ``rows`` is their number.
     padding: the share of what goes through the network that is padding, as rows are divided into blocks.
+    repeated: the share of tokens that prompts are which stand before more than one answer, but for the first time.
     states, states_gb: the recipe's ``accel`` settings of those names.
     anatomy: facts of the network, once it is there.
     needed, free: bytes of memory that the run takes and that there are, once all else is decided.
     logits: where the vocabulary's logits are computed.
     blocks: how a step's rows are divided into what goes through the network at once.
-    layout: whether these rows lie beside each other or behind each other.
+    layout: whether these rows lie beside each other or behind each other, or answers behind one prompt.
     fused: use the optimizer's fused step.
     head_rows: predictions whose logits are there at once; ``None`` is all of a micro-batch.
     attention: the way to attend (:mod:`onsa.models.attention`), by name.
@@ -74,6 +75,7 @@ class Plan:
     rows: int = 0
     tokens: int = 0
     padding: float = 0.0
+    repeated: float = 0.0
     states: Literal["exact", "fp16"] = "exact"
     states_gb: float = 20.0
     anatomy: Anatomy | None = None

@@ -9,7 +9,7 @@ import json
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -102,6 +102,10 @@ class Adaptation(Component):
     def places(self) -> int:
         """How many tokens of the base's context the method takes for itself."""
         return 0
+
+    def base(self, network: nn.Module) -> AbstractContextManager[None] | None:
+        """Within, an adapted network answers as its base did; ``None`` where only one that has not trained yet does."""
+        return None
 
     def train_mode(self, network: nn.Module) -> None:
         """Put the network in the mode of a training step."""
@@ -242,6 +246,9 @@ class PeftAdapter(Adaptation):
             reason = first_line(error).rstrip(".")
             raise RecipeError.of("peft-refuses", key="adaptation", adaptation=self.method(), reason=reason) from error
 
+    def base(self, network: nn.Module) -> AbstractContextManager[None] | None:
+        return _off(network)
+
     def save(self, network: nn.Module, tokenizer: Any, folder: Path) -> None:
         with hushed():
             network.save_pretrained(folder)  # type: ignore[operator]  # a PEFT model
@@ -313,6 +320,18 @@ def tied_owner(network: Any, owners: Iterable[str]) -> bool:
         return False
     held = (part for name in owners for part in network.get_submodule(name).modules())
     return any(part is network.get_input_embeddings() for part in held)
+
+
+@contextmanager
+def _off(network: Any) -> Iterator[None]:
+    """Within, PEFT's adapter does not act; what trains, which PEFT would mark anew, is marked as before."""
+    trains = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    try:
+        with network.disable_adapter():
+            yield
+    finally:
+        for parameter, mark in trains:
+            parameter.requires_grad_(mark)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -125,6 +126,9 @@ class Lora(PeftAdapter):
             state = get_peft_model_state_dict(adapted)
             setattr(adapted, START, {name: value.detach().clone() for name, value in state.items()})
         return adapted
+
+    def base(self, network: nn.Module) -> AbstractContextManager[None] | None:
+        return None if self._moves_base() else super().base(network)
 
     def save(self, network: nn.Module, tokenizer: Any, folder: Path) -> None:
         super().save(network, tokenizer, folder)

@@ -23,6 +23,7 @@ from onsa.spec.messages import say
 IMBALANCE = 20  # the largest class to the smallest, from which it is worth a warning
 FEW = 5  # rows of a class with which it can hardly be learnt
 EXAMPLES = 3  # places that are shown
+COMPARED = (Form.RANKED, Form.PREFERRED, Form.JUDGED)  # several answers to one input are what these are about
 
 
 def examine(sides: Mapping[str, Survey], task: Rules) -> list[Problem]:
@@ -34,7 +35,8 @@ def examine(sides: Mapping[str, Survey], task: Rules) -> list[Problem]:
     problems += near_empty(surveys)
     for found in surveys:
         problems += duplicates(found)
-    problems += conflicts(surveys)
+    if task.provides not in COMPARED:
+        problems += conflicts(surveys)
     for side, other in (("train", "validation"), ("train", "test"), ("validation", "test")):
         if side in usable and other in usable:
             problems += shared(usable[side], usable[other], other)

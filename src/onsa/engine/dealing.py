@@ -39,8 +39,14 @@ def filled(parts: Sequence[list[Batch]]) -> list[list[Batch]]:
     shortest = min((batch for part in parts for batch in part), key=_size)
     while len(shortest.length_R) > 1:
         shortest, _ = shortest.halves()
-    idle = replace(shortest, weight_M=torch.zeros_like(shortest.weight_M))
+    idle = _idle(shortest)
     return [[*part, *[idle] * (most - len(part))] for part in parts]
+
+
+def _idle(batch: Batch) -> Batch:
+    """A batch that does not count."""
+    companion = None if batch.companion is None else _idle(batch.companion)
+    return replace(batch, weight_M=torch.zeros_like(batch.weight_M), companion=companion)
 
 
 def _size(batch: Batch) -> int:

@@ -1,15 +1,17 @@
-"""Kept: the states of a run's rows at a network's boundary, from the disk where they are, else computed and written.
+"""Kept: what a run's rows give in a network that does not change, from the disk where it is, else computed and written:
+their states at a boundary, and a reference's log-probabilities.
 
-The key of states is a hash of all that their values depend on: the base, the frozen values below the cut, the rows,
-precision, device, and the versions of what computes. Rows go through in an order and in blocks that hang on the rows
-alone, so the same states come out whoever computes them.
+The key of a file is a hash of all that its values depend on: the base, the values that take part, the rows, precision,
+device, and the versions of what computes. Rows go through in an order and in blocks that hang on the rows alone, so
+the same values come out whoever computes them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import chain
 
@@ -19,20 +21,21 @@ from torch import Tensor
 from onsa.engine.among import Among
 from onsa.engine.batches import evaluation_batches
 from onsa.engine.sessions.base import Work
-from onsa.models.batch import Batch
+from onsa.models.batch import Batch, Example, collate, texts
 from onsa.models.boundary import POOLED, Boundary, Taken, taking
 from onsa.models.policy import Policy
+from onsa.models.reference import Reference, asked
 from onsa.models.states import States, Writing, digest, opened
 from onsa.models.strata import Strata
 
-LAYOUT = 1  # of the states' meaning; another number makes earlier ones useless
+LAYOUT = 2  # of the values' meaning; another number makes earlier ones useless
+REFERENCE = 0  # where a reference stands among cuts
+Given = Iterator[tuple[int, bytes, Tensor]]  # at which cut, of which row, its values
 
 
 @torch.no_grad()
 def boundary(policy: Policy, strata: Strata, work: Work, among: Among) -> Boundary:
     """The boundary that a plan asks for, with all its states.
-
-    Those that go through the network at the same time all compute them, and the first one writes them.
 
     Raises:
         MachineError: the disk is full, or the folder may not be written.
@@ -40,23 +43,93 @@ def boundary(policy: Policy, strata: Strata, work: Work, among: Among) -> Bounda
     plan = work.plan
     assert plan.anatomy is not None and plan.anatomy.reads is not None
     reads = plan.anatomy.reads
-    rows = {digest(example.token_T, example.type_T): example for example in chain(*work.sides)}
-    keys = _keys(policy, strata, work, among, sorted(rows))
-    found = {cut: states for cut, key in keys.items() if (states := opened(key)) is not None}
-    missing = among.agreed([cut for cut in plan.cuts if cut not in found])
-    if missing:
-        ordered = [rows[row] for row in sorted(rows, key=lambda row: (len(rows[row].token_T), row))]
-        single = {cut: cut > strata.top and reads == POOLED for cut in missing}
-        mine = missing if among.rank == 0 or not among.lockstep else []
-        writing = {cut: Writing(keys[cut], single[cut], plan.states == "fp16") for cut in mine}
-        modes = [(module, module.training) for module in policy.network.modules()]
+    rows = {digest(text.token_T, text.type_T): text for example in chain(*work.sides) for text in texts(example)}
+    filing = Filing(policy, work, among, rows)
+    below = {cut: [p for p, depth in strata.parameters if depth < cut and not p.requires_grad] for cut in plan.cuts}
+    keys = {cut: filing.key((cut, plan.states), below[cut]) for cut in plan.cuts}
+    single = frozenset(cut for cut in plan.cuts if cut > strata.top and reads == POOLED)
+
+    def give(batch: Batch, missing: Sequence[int]) -> Given:
+        return _states(policy, strata, batch, missing, reads)
+
+    return Boundary(policy.network, strata, filing.found(keys, give, single))
+
+
+@torch.no_grad()
+def reference(policy: Policy, work: Work, among: Among) -> Reference:
+    """What a network that has not trained yet makes of a run's rows; of an adapted one, its base.
+
+    Raises:
+        MachineError: the disk is full, or the folder may not be written.
+    """
+    given = [one for row in chain(*work.sides) for one in (row, row.companion) if one is not None]
+    rows = {known: text for one in given for text in texts(one) for known in asked(collate([text]))}
+    bare = work.adaptation.base(policy.network)
+    takes_part = [p for p in policy.network.parameters() if bare is None or not p.requires_grad]
+    filing = Filing(policy, work, among, rows)
+
+    def give(batch: Batch, _: Sequence[int]) -> Given:
+        logprob_M, segment_M = policy.logprobs(batch), batch.segment_M
+        for index, row in enumerate(asked(batch)):
+            yield REFERENCE, row, logprob_M[segment_M.to(logprob_M.device) == index, None]
+
+    with bare or nullcontext():
+        return Reference(filing.found({REFERENCE: filing.key((REFERENCE,), takes_part)}, give)[REFERENCE])
+
+
+@dataclass(frozen=True)
+class Filing:
+    """Rows, by what they are known by, whose values are kept: those that a policy gives within some work."""
+
+    policy: Policy
+    work: Work
+    among: Among
+    rows: Mapping[bytes, Example]
+
+    def key(self, facts: tuple[object, ...], takes_part: Iterable[Tensor]) -> str:
+        """The name of values: 64 hex digits.
+
+        Args:
+            takes_part: all parameters that the values depend on.
+        """
+        computed_by = [version(name) for name in ("onsa", "torch", "transformers")]
+        policy, work = self.policy, self.work
+        known = (LAYOUT, *facts, work.base, work.precision, policy.device.type, policy.layout)
+        named = hashlib.sha256(repr((known, computed_by, torch.get_num_threads())).encode())
+        for parameter in takes_part:
+            held = self.among.whole(parameter.detach())
+            named.update(held.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        named.update(b"".join(sorted(self.rows)))
+        return named.hexdigest()
+
+    def found(
+        self, keys: Mapping[int, str], give: Callable[[Batch, Sequence[int]], Given], single: Container[int] = ()
+    ) -> dict[int, States]:
+        """The values at each cut, computed where they are not there.
+
+        Those that go through the network at the same time all compute them, and the first one writes them.
+
+        Args:
+            give: the values of a batch's rows at some cuts.
+            single: cuts at which a row has one value, not one a token.
+        """
+        there = {cut: states for cut, key in keys.items() if (states := opened(key)) is not None}
+        missing = self.among.agreed([cut for cut in keys if cut not in there])
+        if not missing:
+            return there
+        plan, network = self.work.plan, self.policy.network
+        ordered = [self.rows[row] for row in sorted(self.rows, key=lambda row: (len(self.rows[row].token_T), row))]
+        mine = missing if self.among.rank == 0 or not self.among.lockstep else []
+        half = plan.states == "fp16"
+        writing = {cut: Writing(keys[cut], cut in single, half and cut != REFERENCE) for cut in mine}
+        modes = [(module, module.training) for module in network.modules()]
         try:
-            policy.network.eval()
+            network.eval()
             for batch in evaluation_batches(ordered, replace(plan, blocks="as-drawn")):
-                for cut, row, state_TD in _states(policy, strata, batch, missing, reads):
+                for cut, row, value_TD in give(batch, missing):
                     if cut in writing:
-                        writing[cut].add(row, state_TD)
-            found |= {cut: one.done(int(plan.states_gb * 1e9)) for cut, one in writing.items()}
+                        writing[cut].add(row, value_TD)
+            there |= {cut: one.done(int(plan.states_gb * 1e9)) for cut, one in writing.items()}
         except BaseException:
             for one in writing.values():
                 one.abandon()
@@ -64,14 +137,11 @@ def boundary(policy: Policy, strata: Strata, work: Work, among: Among) -> Bounda
         finally:
             for module, training in modes:
                 module.training = training
-        among.agreed([])  # when all have come here, all is written
-        found |= {cut: _there(keys[cut]) for cut in missing if cut not in writing}
-    return Boundary(policy.network, strata, found)
+        self.among.agreed([])  # when all have come here, all is written
+        return there | {cut: _there(keys[cut]) for cut in missing if cut not in writing}
 
 
-def _states(
-    policy: Policy, strata: Strata, batch: Batch, cuts: Sequence[int], reads: str
-) -> Iterator[tuple[int, bytes, Tensor]]:
+def _states(policy: Policy, strata: Strata, batch: Batch, cuts: Sequence[int], reads: str) -> Given:
     """What one batch gives at each cut, row by row."""
     taken: Taken = {}
     with taking(policy.network, strata, cuts, taken):
@@ -87,20 +157,4 @@ def _there(key: str) -> States:
     """The states of a key, which another process has just written."""
     found = opened(key)
     assert found is not None, "what was just written is whole"
-    return found
-
-
-def _keys(policy: Policy, strata: Strata, work: Work, among: Among, rows: Sequence[bytes]) -> dict[int, str]:
-    """The name of the states at each cut: 64 hex digits."""
-    computed_by = [version(name) for name in ("onsa", "torch", "transformers")]
-    found: dict[int, str] = {}
-    for cut in work.plan.cuts:
-        facts = (LAYOUT, cut, work.base, work.precision, work.plan.states, policy.device.type, policy.layout)
-        named = hashlib.sha256(repr((facts, computed_by, torch.get_num_threads())).encode())
-        for parameter, depth in strata.parameters:
-            if depth < cut and not parameter.requires_grad:
-                held = among.whole(parameter.detach())
-                named.update(held.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        named.update(b"".join(rows))
-        found[cut] = named.hexdigest()
     return found

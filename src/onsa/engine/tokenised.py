@@ -38,6 +38,7 @@ from onsa.tasks.base import Task
 FEWEST = 2_000  # rows for which a place on disk pays
 PARALLEL, PART = 20_000, 1_000  # rows from which several processes encode; rows that one takes at once
 KIND, MANIFEST = "tokens", "manifest.json"
+PARTS = ("part_R.npy", "part_P.npy", "rank_A.npy")
 KEPT_BYTES = 20_000_000_000  # of all folders together; those used longest ago go first
 Array = npt.NDArray[Any]
 
@@ -47,6 +48,7 @@ class Tokenised(Sequence[Example]):
     """Examples that are read from the disk when they are asked for.
 
     ends_R: where each row ends among the tokens; ``token_N`` and the others are mapped from files.
+    parts: of rows that hold answers: where each row's parts end, the tokens of each part, and the answers' ranks.
     """
 
     token_N: Array
@@ -56,6 +58,7 @@ class Tokenised(Sequence[Example]):
     weight_N: Array | None
     type_N: Array | None
     target_R: Array | None
+    parts: tuple[Array, ...] | None = None
 
     @cached_property
     def sizes(self) -> Sizes:
@@ -88,7 +91,12 @@ class Tokenised(Sequence[Example]):
             raise IndexError(index)
         index %= len(self)
         part = slice(int(self.ends_R[index - 1]) if index else 0, int(self.ends_R[index]))
-        target = None if self.target_R is None else self.target_R[index]
+        target, part_P = None if self.target_R is None else self.target_R[index], None
+        if self.parts is not None:
+            ends_R, length_P, rank_A = self.parts
+            first, last = int(ends_R[index - 1]) if index else 0, int(ends_R[index])
+            part_P = tuple(length_P[first:last].tolist())
+            target = np.asarray(rank_A[first - index : last - index - 1])  # a row has one part more than answers
         return Example(
             token_T=self.token_N[part],
             weight_T=None if self.weight_N is None else self.weight_N[part],
@@ -96,6 +104,7 @@ class Tokenised(Sequence[Example]):
             row=int(self.row_R[index]),
             cut=int(self.cut_R[index]),
             type_T=None if self.type_N is None else self.type_N[part],
+            part_P=part_P,
         )
 
 
@@ -155,6 +164,8 @@ def _part(task: Task, rows: Sequence[Row], tokenizer: Any, max_length: int, star
 
 def _write(final: Path, examples: Iterable[Example]) -> None:
     ends, rows, cuts, targets = [0], [], [], []
+    parts: list[tuple[int, ...]] = []
+    ranks: list[Array] = []
     with explained(final.parent, 0):
         beside = draft(KIND, final.name)
         try:
@@ -171,10 +182,18 @@ def _write(final: Path, examples: Iterable[Example]) -> None:
                     ends.append(ends[-1] + len(example.token_T))
                     rows.append(example.row)
                     cuts.append(example.cut)
-                    targets += [] if example.weight_T is not None else [example.target]
+                    if example.part_P is not None:
+                        parts.append(example.part_P)
+                        ranks.append(example.target)
+                    elif example.weight_T is None:
+                        targets.append(example.target)
             np.save(beside / "row_R.npy", np.asarray([ends[1:], rows, cuts], np.int64))
             if targets:
                 np.save(beside / "target_R.npy", np.asarray(targets))
+            if parts:
+                counts = np.cumsum([len(part_P) for part_P in parts])
+                for name, values in zip(PARTS, (counts, np.concatenate(parts), np.concatenate(ranks)), strict=True):
+                    np.save(beside / name, values)
             hashes = {path.name: sha256_file(path) for path in sorted(beside.iterdir())}
             (beside / MANIFEST).write_text(json.dumps(hashes), encoding="utf-8")
             make_room(KIND, KEPT_BYTES - size(beside))
@@ -198,15 +217,16 @@ def _opened(folder: Path) -> Tokenised | None:
         return None
     os.utime(folder)
     type_N = _mapped(folder / "type_N.bin", "<i1")
-    labelled = "target_R.npy" in hashes
+    weighed, labelled = (folder / "weight_N.bin").stat().st_size > 0, "target_R.npy" in hashes
     return Tokenised(
         token_N=_mapped(folder / "token_N.bin", "<i4"),
         ends_R=ends_R,
         row_R=row_R,
         cut_R=cut_R,
-        weight_N=None if labelled else _mapped(folder / "weight_N.bin", "<f4"),
+        weight_N=_mapped(folder / "weight_N.bin", "<f4") if weighed else None,
         type_N=type_N if type_N.any() else None,
         target_R=np.load(folder / "target_R.npy", mmap_mode="r") if labelled else None,
+        parts=tuple(np.load(folder / name, mmap_mode="r") for name in PARTS) if PARTS[0] in hashes else None,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,11 @@ import torch
 
 from onsa.accel.plan import Plan
 from onsa.engine.batches import evaluation_batches
-from onsa.models.batch import Example
+from onsa.models.batch import Example, collate
 from onsa.models.policy import Policy
 from onsa.spec.component import Form
 from onsa.tasks.base import Outcome, Task
+from onsa.tasks.preference import Preference
 
 Floats = npt.NDArray[np.float64]
 SMALLEST = 1e-12
@@ -36,7 +37,7 @@ def outcome_of(policy: Policy, task: Task, examples: Sequence[Example], plan: Pl
 def probe(
     policy: Policy, task: Task, train: Sequence[Example], test: Sequence[Example], plan: Plan, seed: int
 ) -> Outcome:
-    """A linear model on the frozen base's embeddings: logistic regression, or ridge for numbers.
+    """A linear model on the frozen base's embeddings: logistic regression (of ranks on differences), ridge for numbers.
 
     Returns its probabilities (or numbers) on the test examples, with the loss of the task's own kind.
     """
@@ -45,7 +46,9 @@ def probe(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import Normalizer, StandardScaler
 
-    train_RD, test_RD = _embedded(policy, train, plan), _embedded(policy, test, plan)
+    if task.provides is Form.RANKED:
+        return _preferring(policy, cast(Preference, task), train, test, plan)
+    train_RD, test_RD = (np.concatenate(_embedded(policy, rows, plan)) for rows in (train, test))
     target_R = np.asarray([example.target for example in test])
     fitted_R = np.asarray([example.target for example in train])
     if task.provides is Form.SCORED:
@@ -78,12 +81,29 @@ def _all_columns(fitted: Any, test_RD: Floats, classes: int) -> Floats:
 
 
 @torch.inference_mode()
-def _embedded(policy: Policy, examples: Sequence[Example], plan: Plan) -> Floats:
+def _embedded(policy: Policy, examples: Sequence[Example], plan: Plan) -> list[Floats]:
+    """Of each example its vector, or those of its answers."""
     policy.network.eval()
-    found = [
-        (row, vector)
-        for batch in evaluation_batches(examples, plan)
-        for row, vector in zip(batch.row_R, policy.embed(batch).double().cpu().numpy(), strict=True)
-    ]
-    place = {row: index for index, (row, _) in enumerate(found)}
-    return np.stack([found[place[example.row]][1] for example in examples])
+    found: dict[int, Floats] = {}
+    for batch in evaluation_batches(examples, plan):
+        parts = torch.split(policy.embed(batch).double().cpu(), batch.counts())
+        found |= {row: vector_AD.numpy() for row, vector_AD in zip(batch.row_R, parts, strict=True)}
+    return [found[example.row] for example in examples]
+
+
+def _preferring(
+    policy: Policy, task: Preference, train: Sequence[Example], test: Sequence[Example], plan: Plan
+) -> Outcome:
+    """A linear score of embeddings, fitted to the differences of answers of which one is better."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import normalize
+
+    batch = collate(train)
+    assert batch.answers is not None, "rows of this task hold answers"
+    pairs, vector_AD = batch.answers.pairs(), normalize(np.concatenate(_embedded(policy, train, plan)))
+    apart_P = pairs.win_P.numpy() == 1
+    ahead_PD = (vector_AD[pairs.first_P] - vector_AD[pairs.second_P])[apart_P]
+    both_PD, won_P = np.concatenate([ahead_PD, -ahead_PD]), np.repeat([1, 0], len(ahead_PD))
+    fitted = LogisticRegression(C=10.0, max_iter=2000, fit_intercept=False).fit(both_PD, won_P)
+    value_A = normalize(np.concatenate(_embedded(policy, test, plan))) @ fitted.coef_[0]
+    return task.valued(collate(test), torch.from_numpy(value_A))

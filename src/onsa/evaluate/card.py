@@ -19,6 +19,7 @@ PIPELINES = {
     "text-regression": ("text-classification", CLASSES),
     "chat": ("text-generation", CAUSAL),
     "text-generation": ("text-generation", CAUSAL),
+    "preference": ("text-generation", CAUSAL),
     "token-classification": ("token-classification", "AutoModelForTokenClassification"),
     "question-answering": ("question-answering", "AutoModelForQuestionAnswering"),
     "summarization": ("summarization", "AutoModelForSeq2SeqLM"),
@@ -84,7 +85,14 @@ def _front(document: Document) -> dict[str, Any]:
 
 def _pipeline(document: Document) -> tuple[str, str]:
     task = document["asked"]["task"]
+    if _scores(document):
+        return "text-classification", CLASSES
     return PIPELINES.get(task, (task, "AutoModel"))
+
+
+def _scores(document: Document) -> bool:
+    """Whether the model gives scores to answers."""
+    return document["asked"]["objective"] == "reward"
 
 
 def _what(document: Document, lang: str) -> str:
@@ -103,7 +111,9 @@ def _use(document: Document, lang: str) -> str:
         text = say(f"card.{code}", lang, labels=names)
     elif "regression" in document:
         text = say("card.use-regression", lang)
-    elif asked["task"] == "chat":
+    elif _scores(document):
+        text = say("card.use-reward", lang)
+    elif asked["task"] in ("chat", "preference"):
         text = say("card.use-chat", lang)
     else:
         text = say("card.use-other", lang, task=asked["task"])
@@ -206,7 +216,7 @@ def _code(document: Document) -> str:
     head = ""
     if loader == CLASSES:
         task = yaml.safe_load(document["recipe"])["task"]  # not the figures, which a run without held-out rows lacks
-        head = f", num_labels={len(task['labels'])}"
+        head = f", num_labels={len(task.get('labels') or ('score',))}"
     lines = ["import torch", *(["from peft import PeftModel"] if adapter else [])]
     lines += [f"from transformers import {loader}, AutoTokenizer", "", 'folder = "."  # where this card lies']
     lines.append("tokenizer = AutoTokenizer.from_pretrained(folder)")
@@ -221,7 +231,7 @@ def _code(document: Document) -> str:
 def _asking(document: Document, loader: str) -> list[str]:
     if loader == CAUSAL:
         prompt = ['prompt = tokenizer("…", return_tensors="pt")']
-        if document["asked"]["task"] == "chat":
+        if document["asked"]["task"] in ("chat", "preference"):
             prompt = [
                 'messages = [{"role": "user", "content": "…"}]',
                 "prompt = tokenizer.apply_chat_template(",
@@ -233,6 +243,18 @@ def _asking(document: Document, loader: str) -> list[str]:
             "with torch.no_grad():",
             "    answer = model.generate(**prompt, max_new_tokens=128, do_sample=False)",
             'print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))',
+        ]
+    if _scores(document):
+        return [
+            'asked, answer = "…", "…"',
+            "if tokenizer.chat_template:",
+            '    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]',
+            "    text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip()",
+            '    inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")',
+            "else:",
+            '    inputs = tokenizer(asked, answer, return_tensors="pt")',
+            "with torch.no_grad():",
+            "    print(model(**inputs).logits.item())",
         ]
     ask = ['inputs = tokenizer("…", return_tensors="pt")', "with torch.no_grad():"]
     classes, several = document.get("classification"), document.get("multilabel")

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from onsa.evaluate.curves import THRESHOLD
 from onsa.evaluate.document import Mistake
 from onsa.tasks.base import Outcome
 
+Ends = Callable[[int], tuple[str, str]]
 Look = Callable[[int], tuple[str, str]]  # a row's number (as in row_R) to its text and its place, ``file:line``
 
 
@@ -59,6 +61,23 @@ def scored(outcome: Outcome, look: Look, most: int = 10) -> list[Mistake]:
         _mistake(outcome, row, look, (f"{target_R[row]:.4g}", f"{predicted_R[row]:.4g}"), None)
         for row in order
         if predicted_R[row] != target_R[row]
+    ]
+
+
+def compared(
+    outcome: Outcome, margin_R: npt.NDArray[np.float64], look: Look, ends: Ends, most: int = 10
+) -> list[Mistake]:
+    """Rows whose better answer is behind, the furthest first.
+
+    Args:
+        margin_R: by how much it is ahead.
+        ends: a row's better and worse answer in words, by its number.
+    """
+    order = np.argsort(margin_R, kind="stable")[:most]
+    return [
+        _mistake(outcome, row, look, ends(int(outcome.row_R[row])), float(1 / (1 + np.exp(margin_R[row]))))
+        for row in order
+        if margin_R[row] < 0
     ]
 
 

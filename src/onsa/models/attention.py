@@ -27,6 +27,7 @@ from onsa.models.timing import remembered
 FUSED = "sdpa"  # transformers' name of the library's own kernel
 PRODUCTS, CAUSAL, CAUSAL_PRODUCTS = "onsa_products", "onsa_causal", "onsa_causal_products"
 WAYS = (CAUSAL_PRODUCTS, CAUSAL, PRODUCTS)
+WITHOUT_MASK = (CAUSAL_PRODUCTS, CAUSAL)
 LINE, LINE_PRODUCTS = BY_ENDS
 REPEATS = 5
 ALIKE = 1.5  # how much longer than another a row may be that is attended to beside it

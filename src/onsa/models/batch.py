@@ -1,22 +1,30 @@
 """Example and Batch: the one ragged layout in which every text model is fed.
 
-Shape legend: R rows of a batch, N tokens of all rows in one line, M predictions asked for, T tokens of one row.
+Shape legend: R rows of a batch, N tokens of all rows in one line, M predictions asked for, T tokens of one row, A
+answers of all rows.
 
 Where one row ends is data (``length_R``), not shape. Padding or packing is decided below the objectives, by the policy.
 For token tasks a prediction is a token: ``predict_M`` says at which of the N positions it is made. For row tasks there
 is one prediction a row, M equals R, and ``predict_M`` is ``None``.
+
+A row may hold several answers to one prompt: the prompt's tokens stand there once, and each answer's behind. An answer
+sees the prompt and itself; its first token is predicted at the prompt's last. Row tasks then make one prediction an
+answer, and M equals A.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from onsa.models.answers import Answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +33,13 @@ class Example:
 
     token_T: token ids, int32.
     weight_T: how much the prediction *of* each token counts, float32 (token tasks; ``None`` for row tasks).
-    target: a class, a vector of 0 and 1, or a number (row tasks; ``None`` for token tasks).
+    target: a class, a vector of 0 and 1, or a number (row tasks), or the rank of each answer, 0 the best (rows with
+        several); ``None`` for other token tasks.
     row: the row's index in its split's list of rows.
     cut: tokens that ``max_length`` took away.
     type_T: which of a pair's two texts each token is of, 0 or 1, int32 (``None`` where there is no pair).
+    part_P: tokens of the prompt and of each answer, of a row that holds answers apart.
+    companion: the same prompt with another row's answer, where an objective asks for that.
     """
 
     token_T: npt.NDArray[np.int32]
@@ -37,6 +48,13 @@ class Example:
     row: int = -1
     cut: int = 0
     type_T: npt.NDArray[np.int32] | None = None
+    part_P: tuple[int, ...] | None = None
+    companion: Example | None = None
+
+    @property
+    def path(self) -> int:
+        """Tokens of the longest text that the row stands for: its prompt with an answer, or all of it."""
+        return len(self.token_T) if self.part_P is None else self.part_P[0] + max(self.part_P[1:])
 
     @property
     def supervised(self) -> int:
@@ -74,14 +92,21 @@ class Batch:
     weight_M: Tensor
     row_R: tuple[int, ...]
     type_N: Tensor | None = None
+    answers: Answers | None = None
+    companion: Batch | None = None
 
     @property
     def segment_M(self) -> Tensor:
         """The row, counted from 0 within the batch, that each prediction belongs to."""
         if self.predict_M is None:
-            return torch.arange(len(self.length_R), device=self.target_M.device)
+            row_R = torch.arange(len(self.length_R))
+            return row_R.repeat_interleave(torch.tensor(self.counts())).to(self.target_M.device)
         ends_R = torch.tensor(self.length_R, device=self.target_M.device).cumsum(0)
         return torch.searchsorted(ends_R, self.predict_M, right=True)
+
+    def counts(self) -> list[int]:
+        """How many answers each row holds; 1 where they are not told apart."""
+        return [1] * len(self.length_R) if self.answers is None else list(self.answers.count_R)
 
     def rows(self) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any] | None]]:
         """Each row's tokens, and their types where there are pairs."""
@@ -92,36 +117,52 @@ class Batch:
 
     def halves(self) -> tuple[Batch, Batch]:
         """The first and the second half of the rows; there are two at least."""
-        cut = len(self.length_R) // 2
-        tokens = sum(self.length_R[:cut])
-        asked = cut if self.predict_M is None else int((self.predict_M < tokens).sum())
-        parts = []
-        for rows, places, predictions in (
-            (slice(None, cut), slice(None, tokens), slice(None, asked)),
-            (slice(cut, None), slice(tokens, None), slice(asked, None)),
-        ):
-            predict_M = None if self.predict_M is None else self.predict_M[predictions] - (places.start or 0)
-            parts.append(
-                Batch(
-                    token_N=self.token_N[places],
-                    length_R=self.length_R[rows],
-                    predict_M=predict_M,
-                    target_M=self.target_M[predictions],
-                    weight_M=self.weight_M[predictions],
-                    row_R=self.row_R[rows],
-                    type_N=None if self.type_N is None else self.type_N[places],
-                )
-            )
-        return parts[0], parts[1]
+        rows = len(self.length_R)
+        return self._taken(0, rows // 2), self._taken(rows // 2, rows)
+
+    def _taken(self, first: int, last: int) -> Batch:
+        """The rows from ``first`` to before ``last``."""
+        start, end = sum(self.length_R[:first]), sum(self.length_R[:last])
+        if self.predict_M is not None:
+            asked = slice(int((self.predict_M < start).sum()), int((self.predict_M < end).sum()))
+        else:
+            asked = slice(sum(self.counts()[:first]), sum(self.counts()[:last]))
+        return Batch(
+            token_N=self.token_N[start:end],
+            length_R=self.length_R[first:last],
+            predict_M=None if self.predict_M is None else self.predict_M[asked] - start,
+            target_M=self.target_M[asked],
+            weight_M=self.weight_M[asked],
+            row_R=self.row_R[first:last],
+            type_N=None if self.type_N is None else self.type_N[start:end],
+            answers=None if self.answers is None else self.answers.taken(first, last),
+            companion=None if self.companion is None else self.companion._taken(first, last),
+        )
+
+    def unfolded(self) -> Batch:
+        """The same predictions, in the same order, over rows of one text each: an answer behind a prompt of its own."""
+        if self.answers is None:
+            return self
+        answers, place_N = self.answers, torch.from_numpy(self.answers.place_S()).to(self.token_N.device)
+        return replace(
+            self,
+            token_N=self.token_N[place_N],
+            length_R=tuple(map(sum, zip(answers.prompt_A, answers.length_A, strict=True))),
+            predict_M=None if self.predict_M is None else answers.before_M(),
+            row_R=tuple(np.repeat(self.row_R, self.counts()).tolist()),
+            type_N=None if self.type_N is None else self.type_N[place_N],
+            answers=None,
+            companion=None,
+        )
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         if self.token_N.device == device:
             return self
-        tensors: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor | Answers | Batch)
         }
-        return replace(self, **tensors)
+        return replace(self, **moved)
 
 
 def collate(examples: Sequence[Example]) -> Batch:
@@ -129,14 +170,55 @@ def collate(examples: Sequence[Example]) -> Batch:
     token_N = torch.from_numpy(np.concatenate([example.token_T for example in examples])).long()
     length_R = tuple(len(example.token_T) for example in examples)
     row_R = tuple(example.row for example in examples)
+    type_N = _types(examples)
     if examples[0].weight_T is None:
-        target_M = torch.as_tensor(np.asarray([example.target for example in examples]))
+        given = [np.ravel(e.target) if e.part_P else [e.target] for e in examples]
+        target_M = torch.as_tensor(np.concatenate(given))
         if target_M.is_floating_point():
             target_M = target_M.float()
-        return Batch(token_N, length_R, None, target_M, torch.ones(len(examples)), row_R, _types(examples))
-    weight_N = torch.from_numpy(np.concatenate([_predicted(example) for example in examples]))
-    asked_M = weight_N.nonzero().squeeze(1)
-    return Batch(token_N, length_R, asked_M - 1, token_N[asked_M], weight_N[asked_M], row_R)
+        batch = Batch(token_N, length_R, None, target_M, torch.ones(len(target_M)), row_R, type_N)
+    else:
+        weight_N = torch.from_numpy(np.concatenate([_predicted(example) for example in examples]))
+        asked_M = weight_N.nonzero().squeeze(1)
+        batch = Batch(token_N, length_R, asked_M - 1, token_N[asked_M], weight_N[asked_M], row_R, type_N)
+    if examples[0].part_P is not None:
+        batch = _answering(batch, examples)
+    companions = [example.companion for example in examples if example.companion is not None]
+    return replace(batch, companion=collate(companions)) if companions else batch
+
+
+def _answering(batch: Batch, examples: Sequence[Example]) -> Batch:
+    """A batch of rows that hold answers, with their parts told apart."""
+    part_RP = tuple(example.part_P or () for example in examples)
+    starts, start = [], 0  # of each answer, among all tokens, and where its prompt ends
+    for parts in part_RP:
+        ends = start + np.cumsum(parts)
+        starts += [(int(begun), start + parts[0]) for begun in ends[:-1]]
+        start = int(ends[-1])
+    start_A2 = torch.tensor(starts)
+    rank_A = torch.cat([torch.as_tensor(np.asarray(example.target, np.float32)) for example in examples])
+    if batch.predict_M is None:
+        answer_M, offset_M = torch.arange(len(rank_A)), torch.zeros(len(rank_A), dtype=torch.long)
+        return replace(batch, answers=Answers(part_RP, rank_A, answer_M, offset_M))
+    asked_M = batch.predict_M + 1
+    answer_M = torch.searchsorted(start_A2[:, 0].contiguous(), asked_M, right=True) - 1
+    offset_M = asked_M - start_A2[answer_M, 0]
+    predict_M = torch.where(offset_M == 0, start_A2[answer_M, 1] - 1, batch.predict_M)
+    return replace(batch, predict_M=predict_M, answers=Answers(part_RP, rank_A, answer_M, offset_M))
+
+
+def texts(example: Example) -> list[Example]:
+    """The texts that a row stands for: itself, or its prompt with each of its answers."""
+    if example.part_P is None:
+        return [example]
+    prompt, ends = example.part_P[0], np.cumsum(example.part_P)
+    found = []
+    for start, end in pairwise(ends.tolist()):
+        place_T = np.r_[:prompt, start:end]
+        weight_T = None if example.weight_T is None else example.weight_T[place_T]
+        type_T = None if example.type_T is None else example.type_T[place_T]
+        found.append(Example(example.token_T[place_T], weight_T, 0, example.row, type_T=type_T))
+    return found
 
 
 def _types(examples: Sequence[Example]) -> Tensor | None:

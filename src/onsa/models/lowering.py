@@ -1,7 +1,8 @@
 """Lowering: rows laid out as the inputs of a network.
 
 Padded rows lie beside each other in a block; packed ones behind each other in one line, each with positions of its own,
-and a mask keeps them apart, or where each row ends is told to a way to attend that goes by that.
+and a mask keeps them apart, or where each row ends is told to a way to attend that goes by that. Folded rows hold a
+prompt once with all answers to it, which a mask keeps apart.
 
 A soft prompt (prefix, prompt, p-tuning; PEFT's ``get_prompt``) acts before the network, not in it, so it is laid out
 here: virtual tokens in front of every row's embeddings, or keys and values that every row sees.
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from onsa.models.batch import Batch
 
-Layout = Literal["padded", "packed"]
+Layout = Literal["padded", "packed", "folded"]
 BY_ENDS = ("onsa_line", "onsa_line_products")  # ways to attend that are told where packed rows end
 
 
@@ -115,6 +116,27 @@ def packed(network: nn.Module, batch: Batch) -> Block:
     apart = _ends if base_network(network).config._attn_implementation in BY_ENDS else _mask
     inputs |= apart([virtual + n for n in length_R], place_S, 0 if soft is None or virtual else soft.get_seq_length())
     return Block(network if soft is None else base_network(network), inputs | _once(network), flat_N)
+
+
+def folded(network: nn.Module, batch: Batch, pad_id: int) -> Block:
+    """Rows beside each other, each a prompt with all its answers: an answer sees the prompt and itself.
+
+    Raises:
+        ValueError: something stands in front of every row.
+    """
+    if soft_prompt(network, 1) is not None:
+        raise ValueError("rows behind a soft prompt are not folded")
+    assert batch.answers is not None, "rows that hold answers"
+    block, device = padded(network, batch, pad_id), batch.token_N.device
+    place_N, part_N = (torch.from_numpy(found).to(device) for found in batch.answers.paths())
+    place_RT = torch.zeros_like(block.inputs["input_ids"])
+    place_RT.view(-1)[block.flat_N] = place_N
+    part_RT = torch.full_like(place_RT, -1)  # padding is a part of its own, which sees but itself
+    part_RT.view(-1)[block.flat_N] = part_N
+    index_T = torch.arange(place_RT.shape[1], device=device)
+    sees_RTT = (part_RT[:, None, :] == 0) & (part_RT[:, :, None] >= 0) | (part_RT[:, None, :] == part_RT[:, :, None])
+    sees_RTT &= index_T[None, :, None] >= index_T[None, None, :]
+    return replace(block, inputs={**block.inputs, "attention_mask": sees_RTT[:, None], "position_ids": place_RT})
 
 
 def _mask(length_R: Sequence[int], place_S: Tensor, shared: int) -> dict[str, Tensor]:

@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from onsa.models.batch import Batch
 from onsa.models.boundary import Boundary
-from onsa.models.lowering import Block, Layout, base_network, for_row_head, opening, packed, padded
+from onsa.models.lowering import Block, Layout, base_network, folded, for_row_head, opening, packed, padded
+from onsa.models.reference import Reference
 from onsa.models.vocabulary import LogProbs
 
 Logits = Literal["every-token", "supervised"]
@@ -33,7 +34,8 @@ class Policy:
     keep: a list that takes up the logits of every prediction that is asked for, in the order of asking.
     adapter_R: of a network that holds several adapters, PEFT's name of the one that answers each row.
     boundary: what is kept of the network's lower part, where it begins in the middle.
-    layout: rows beside each other, or (token heads of decoders) behind each other in one line.
+    layout: rows beside each other, or (token heads of decoders) behind each other in one line, or folded, with all
+        answers to a prompt behind it.
     """
 
     network: Any
@@ -52,6 +54,7 @@ class Policy:
 
         With smoothing, that share of it is the mean log-probability of all tokens (Szegedy et al. 2016, section 7).
         """
+        batch = batch if self.layout == "folded" else batch.unfolded()
         assert batch.predict_M is not None
         with self._autocast(), self._begun(batch):
             batch = batch.to(self.device)
@@ -69,16 +72,20 @@ class Policy:
         return -functional.cross_entropy(logit_MV, batch.target_M, reduction="none", label_smoothing=smoothing)
 
     def classes(self, batch: Batch) -> Tensor:
-        """The output of a row head, ``logit_RC``, fp32."""
-        assert self.layout == "padded", "row heads read whole rows"
-        with self._autocast(), self._begun(batch):
-            block = for_row_head(self.network, batch.to(self.device), self.pad_id)
-            logit_RC: Tensor = block.network(**block.inputs, **self._mixed()).logits
+        """The output of a row head, ``logit_RC``, fp32; of rows that hold answers, one of each answer."""
+        assert self.layout != "packed", "row heads read whole rows"
+        texts = batch.unfolded()
+        with self._autocast(), self._begun(texts):
+            block = for_row_head(self.network, texts.to(self.device), self.pad_id)
+            logit_RC: Tensor = block.network(**block.inputs, **self._mixed(batch.counts())).logits
         return self._kept(logit_RC.float())
 
     def embed(self, batch: Batch) -> Tensor:
-        """The mean of each row's last hidden states, ``embedding_RD``, fp32: what a base knows without a head."""
-        batch = batch.to(self.device)
+        """The mean of each row's last hidden states, ``embedding_RD``, fp32: what a base knows without a head.
+
+        Of rows that hold answers, that of each answer behind its prompt.
+        """
+        batch = batch.unfolded().to(self.device)
         with self._autocast():
             block = self._laid(batch)
             hidden_ND = self._hidden(block)[block.flat_N].float()
@@ -98,7 +105,7 @@ class Policy:
                 do_sample=False,
                 eos_token_id=list(stop_ids) or None,
                 pad_token_id=self.pad_id,
-                **self._mixed(),
+                **self._mixed([1] * len(prompts)),
             )
         stops = set(stop_ids)
         answers = []
@@ -115,6 +122,8 @@ class Policy:
     def _laid(self, batch: Batch) -> Block:
         if self.layout == "packed":
             return packed(self.network, batch)
+        if batch.answers is not None:
+            return folded(self.network, batch, self.pad_id)
         return padded(self.network, batch, self.pad_id)
 
     def _hidden(self, block: Block) -> Tensor:
@@ -127,8 +136,13 @@ class Policy:
         """Within, the network begins where what is kept of this batch allows."""
         return nullcontext() if self.boundary is None else self.boundary.crossing(batch)
 
-    def _mixed(self) -> dict[str, Any]:
-        return {} if self.adapter_R is None else {"adapter_names": list(self.adapter_R)}
+    def _mixed(self, counts: Sequence[int]) -> dict[str, Any]:
+        """The adapter that answers each of a row's texts, of which there are so many."""
+        if self.adapter_R is None:
+            return {}
+        return {
+            "adapter_names": [name for name, count in zip(self.adapter_R, counts, strict=True) for _ in range(count)]
+        }
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -139,3 +153,4 @@ class Models:
     """The models that an objective may ask, by role."""
 
     policy: Policy
+    reference: Reference | None = None

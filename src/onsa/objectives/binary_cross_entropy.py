@@ -20,7 +20,7 @@ class BinaryCrossEntropy(Objective):
     """
 
     kind: ClassVar[str] = "binary-cross-entropy"
-    reads: ClassVar[Form] = Form.MULTILABELLED
+    reads: ClassVar[frozenset[Form]] = frozenset({Form.MULTILABELLED})
     label_smoothing: Share = 0.0
 
     def __call__(self, models: Models, batch: Batch) -> Loss:

@@ -20,7 +20,7 @@ class CrossEntropy(Objective):
     """
 
     kind: ClassVar[str] = "cross-entropy"
-    reads: ClassVar[Form] = Form.LABELLED
+    reads: ClassVar[frozenset[Form]] = frozenset({Form.LABELLED})
     label_smoothing: Share = 0.0
 
     def __call__(self, models: Models, batch: Batch) -> Loss:

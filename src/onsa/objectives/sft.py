@@ -18,7 +18,7 @@ class Sft(Objective):
     """
 
     kind: ClassVar[str] = "sft"
-    reads: ClassVar[Form] = Form.TOKENS
+    reads: ClassVar[frozenset[Form]] = frozenset({Form.TOKENS})
     label_smoothing: Share = 0.0
 
     def __call__(self, models: Models, batch: Batch) -> Loss:

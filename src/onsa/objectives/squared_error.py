@@ -14,7 +14,7 @@ class SquaredError(Objective):
     """``(prediction - target)²``."""
 
     kind: ClassVar[str] = "squared-error"
-    reads: ClassVar[Form] = Form.SCORED
+    reads: ClassVar[frozenset[Form]] = frozenset({Form.SCORED})
 
     def __call__(self, models: Models, batch: Batch) -> Loss:
         predicted_R = models.policy.classes(batch)[:, 0]

@@ -108,6 +108,7 @@ def _subject(prepared: Prepared, network: nn.Module) -> Subject:
         total=prepared.total,
         device=prepared.plan.device,
         precision=prepared.recipe.train.precision or "fp32",
+        answers=prepared.plan.repeated > 0,
     )
 
 
@@ -129,6 +130,7 @@ def work(built: Built) -> Work:
         total=prepared.total,
         base=f"{prepared.base.sha256} {recipe.model.quantize}",
         sides=(prepared.examples["train"], prepared.examples["validation"]),
+        uses=cast(Objective, recipe.objective).uses,
     )
 
 
@@ -235,7 +237,8 @@ def _largest(prepared: Prepared) -> _Laid:
     plan, virtual = prepared.plan, prepared.adaptation.places()
     found = [_Laid(1, 1, 1)]
     for examples, _ in islice(prepared.source.steps(prepared.feed, Cursor()), 50):
-        for batch in micro_batches(examples, plan, prepared.recipe.train.accumulate):
+        for micro in micro_batches(examples, plan, prepared.recipe.train.accumulate):
+            batch = micro if plan.layout == "folded" else micro.unfolded()
             longest = max(batch.length_R)
             laid = [(n if plan.layout == "packed" else longest) + virtual for n in batch.length_R]
             asked = len(batch.weight_M) if plan.logits == "supervised" else len(batch.token_N)

@@ -41,6 +41,7 @@ from onsa.spec.component import Form
 from onsa.spec.errors import Level
 from onsa.store.run import Run
 from onsa.tasks.base import Outcome, Task, TokenTask
+from onsa.tasks.preference import Preference
 from onsa.tasks.text_classification import TextClassification
 
 
@@ -84,9 +85,9 @@ def _base(prepared: Prepared, folder: Path) -> tuple[Outcome, list[str]]:
 def _shown(prepared: Prepared) -> list[Row]:
     """The test rows that are answered in words: those that ask something."""
     task = prepared.task
-    if not isinstance(task, TokenTask):
+    if task.head is not Head.TOKENS:
         return []
-    return [row for row in prepared.dataset.test if task.asks(row)][: prepared.recipe.evaluate.answers]
+    return [row for row in prepared.dataset.test if cast(TokenTask, task).asks(row)][: prepared.recipe.evaluate.answers]
 
 
 def _said(prepared: Prepared, model: Predictor) -> list[str]:
@@ -191,6 +192,9 @@ def _mistakes(prepared: Prepared, tuned: Outcome) -> list[Mistake]:
         return mistakes.multilabelled(tuned, task.outputs, look, threshold=_threshold(task))
     if task.provides is Form.SCORED:
         return mistakes.scored(tuned, look)
+    if task.provides in (Form.RANKED, Form.PREFERRED) and tuned.output_RC is not None:
+        preference, margin = cast(Preference, task), task.measures.index("margin")
+        return mistakes.compared(tuned, tuned.output_RC[:, margin], look, lambda index: preference.ends(rows[index]))
     return []
 
 

@@ -40,7 +40,8 @@ def propose(path: str, beside: Path) -> Proposal:
     """
     table = read(Data(path=path))
     seen = profile(table)
-    task, match = recognise(seen, path)
+    kind, match = recognise(seen, path)
+    task = kind()
     reasons = [say(code, **values) for code, values in match.reasons]
     base = BASES[task.head]
     values: dict[str, Any] = {

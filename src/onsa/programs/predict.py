@@ -18,8 +18,7 @@ from onsa.spec.recipe import Recipe, parse_recipe
 from onsa.spec.sections import Data
 from onsa.store.run import Run
 from onsa.store.runs import Store
-from onsa.tasks.base import Task, text_of
-from onsa.tasks.chat import Chat
+from onsa.tasks.base import Task, TokenTask, text_of
 
 
 def open_run(ref: str | Run) -> tuple[Run, Recipe]:
@@ -112,9 +111,11 @@ def _begins(name: str, value: str) -> bool:
 
 
 def _rows(table: Table, recipe: Recipe) -> list[Row]:
-    """The rows of a file by role; the column that holds the answers may be missing."""
-    answers = {"label", "completion"}
-    columns = recipe.data.columns or {}
+    """The rows of a file by role; the columns that hold answers may be missing, or others of the task's own names."""
+    task = cast(Task, recipe.task)
+    answers, columns = task.answers, recipe.data.columns or {}
+    if not any(columns.get(role) in table.columns for role in answers):
+        columns = columns | {role: role for role in answers & task.roles.keys() if role in table.columns}
     missing = [name for role, name in columns.items() if name not in table.columns and role not in answers]
     if missing:
         names = ", ".join(table.columns)
@@ -190,5 +191,5 @@ def conversation(ref: str, base: bool, more: Sequence[str] = ()) -> Conversation
 
 
 def _chats(name: str, recipe: Recipe) -> None:
-    if not isinstance(recipe.task, Chat):
+    if not isinstance(recipe.task, TokenTask) or recipe.task.from_messages([]) is None:
         raise StoreError.of("run-not-chat", file=name, task=cast(Task, recipe.task).kind)

@@ -26,8 +26,10 @@ from onsa.engine.batches import encode, padding
 from onsa.engine.sessions.base import Engine
 from onsa.engine.tokenised import tokenised
 from onsa.models.batch import Example, sizes
+from onsa.models.companions import Companioned
 from onsa.models.fetch import Located, locate
 from onsa.models.load import load_tokenizer, tokenizer_hash
+from onsa.objectives.base import Objective
 from onsa.programs import preflight
 from onsa.programs.resolve import (
     Choice,
@@ -117,6 +119,7 @@ def prepare(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Pr
     looked = {side: survey(rows, task) for side, rows in given.items()}
     problems = [*conflicts(recipe), *examine(looked, task)]
     _stop_at_errors(problems)
+    problems += task.worth_knowing({side: found.where(found.usable_R).rows for side, found in looked.items()})
     sides, removed = dealt(looked, recipe.data, task)
     if task.provides is Form.LABELLED:  # the split may have left one class alone
         _stop_at_errors(balance(sides["train"]))
@@ -141,6 +144,8 @@ def prepare(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Pr
     cut_at = recipe.train.max_length or context
     if cut_at < longest:
         examples = {side: encoded(task, rows, tokenizer, cut_at) for side, rows in dataset.sides.items()}
+    if cast(Objective, recipe.objective).companions:
+        examples["train"] = Companioned(examples["train"], cut_at)
     problems += preflight.tokens(recipe, dataset, examples, tokenizer, context)
     _stop_at_errors(problems)
     feed = Feed(examples["train"], recipe.train, recipe.seed)
@@ -171,6 +176,7 @@ def _plan(recipe: Recipe, base: Located, examples: Mapping[str, Sequence[Example
         device=cast(Engine, recipe.engine).place(),
         optimizer=optimizer.kind if optimizer else "",
         lengths=tuple(known.length_R.tolist()),
+        repeated=_repeated(examples["train"]),
         supervised_share=int(known.supervised_R.sum()) / max(1, int(known.length_R.sum())),
         plain_head=not any(base.config.get(name) for name in SHAPED_HEADS),
         epochs=cast(Source, recipe.source).total(feed) / steps_an_epoch(recipe.train, known.length_R),
@@ -181,6 +187,13 @@ def _plan(recipe: Recipe, base: Located, examples: Mapping[str, Sequence[Example
     )
     plan = decide(plain, recipe.accel, ROWS)
     return replace(plan, padding=padded_share(recipe, feed, plan))
+
+
+def _repeated(examples: Sequence[Example]) -> float:
+    """The share of tokens that prompts are, put before each of their answers, but for the first time."""
+    parts = [example.part_P for example in examples if example.part_P is not None]
+    whole = sum(sum(part_P) + part_P[0] * (len(part_P) - 2) for part_P in parts)
+    return sum(part_P[0] * (len(part_P) - 2) for part_P in parts) / max(1, whole)
 
 
 def _context(base: Located, adaptation: Adaptation) -> int:

@@ -80,6 +80,8 @@ def with_task(recipe: Recipe, profile: Profile) -> tuple[Recipe, list[Choice]]:
     elif columns is None:
         match_given = type(task).recognise(profile)
         columns = match_given.columns if match_given else _by_name(task, profile, recipe.data.path)
+    objective = cast(Objective | None, recipe.objective)
+    task = task.suited(frozenset() if objective is None else objective.reads)
     language = recipe.data.language or profile.language
     data = recipe.data.model_copy(update={"columns": columns, "language": language})
     return recipe.model_copy(update={"task": task, "data": data}), choices
@@ -113,7 +115,7 @@ def with_axes(recipe: Recipe, base: Located, head: Head) -> tuple[Recipe, list[C
     adaptation = cast(Adaptation, chosen.get("adaptation", recipe.adaptation))
     if recipe.objective is None:
         options = [_objective(kind) for kind in task.objectives]
-        chosen["objective"] = next(kind for kind in options if kind.reads is task.provides)()
+        chosen["objective"] = next(kind for kind in options if task.provides in kind.reads)()
     optimizer = cast(Optimizer, recipe.optimizer or _usual("optimizer"))
     if optimizer.lr is None:
         usual, times = adaptation.rate(head, int(base.config.get("hidden_size") or 768)), optimizer.times
@@ -184,8 +186,8 @@ def conflicts(recipe: Recipe) -> list[Problem]:
     """What does not go together in a recipe whose axes are filled."""
     task, objective = cast(Task, recipe.task), recipe.objective
     found = []
-    if isinstance(objective, Objective) and objective.reads is not task.provides:
-        fitting = [kind for kind in task.objectives if _objective(kind).reads is task.provides]
+    if isinstance(objective, Objective) and task.provides not in objective.reads:
+        fitting = [kind for kind in task.objectives if task.provides in _objective(kind).reads]
         values = {"objective": objective.kind, "task": task.kind, "form": task.provides.value, "near": fitting[0]}
         found.append(Problem("objective-mismatch", values, key="objective"))
     if recipe.train.best not in task.measures:

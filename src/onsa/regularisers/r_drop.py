@@ -36,7 +36,8 @@ class RDrop(Regulariser):
     strength: Annotated[float, Field(gt=0)] = 0.5
 
     def refuse(self, provides: Form, adaptation: Adaptation) -> Problem | None:
-        return Problem("r-drop-without-distribution", {}, key="regulariser") if provides is Form.SCORED else None
+        alone = provides in (Form.SCORED, Form.RANKED)  # one number is no distribution
+        return Problem("r-drop-without-distribution", {}, key="regulariser") if alone else None
 
     def check(self, policy: Policy, new: frozenset[str]) -> None:
         if not any(module.training and drops(module) > 0 for module in policy.network.modules()):

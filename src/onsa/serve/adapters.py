@@ -134,9 +134,11 @@ class Mixed(Answering):
     def _classified(self, questions: Sequence[Question]) -> list[Answer]:
         asked = [self._predictors[question.adapter] for question in questions]
         pairs = list(zip(asked, questions, strict=True))
-        examples = [one.encoded(cast(Any, question.given)) for one, question in pairs]
-        logit_RC = self._for(questions).classes(collate(examples))
-        return [one.described(logit_C[None])[0] for one, logit_C in zip(asked, logit_RC, strict=True)]
+        examples = [one.asked(cast(Any, question.given)) for one, question in pairs]
+        batch = collate(examples)
+        outputs = torch.split(self._for(questions).classes(batch), batch.counts())
+        answered = zip(asked, outputs, examples, strict=True)
+        return [one.task.described(logit_AC, [example])[0] for one, logit_AC, example in answered]
 
     def _generated(self, questions: Sequence[Question]) -> list[Answer]:
         """Rows that end alike (one task, one limit of tokens) are generated together."""

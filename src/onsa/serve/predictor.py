@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
 
 from onsa.adaptations.base import Adaptation
 from onsa.data.dataset import nfkc
@@ -16,13 +15,13 @@ from onsa.data.table import Row
 from onsa.engine.sessions.base import Engine
 from onsa.models.batch import Example, collate
 from onsa.models.fetch import locate
+from onsa.models.heads import Head
 from onsa.models.load import hold_in, load
 from onsa.models.policy import Policy
 from onsa.spec.errors import DataError, Problem, StoreError
 from onsa.spec.messages import say
 from onsa.spec.recipe import Recipe
 from onsa.tasks.base import Task, TokenTask
-from onsa.tasks.text_classification import TextClassification
 
 BATCH_ROWS = 32
 MODEL = "model"
@@ -47,7 +46,8 @@ class Predictor:
     def predict(self, rows: Iterable[Given]) -> list[dict[str, Any]]:
         """An answer for each row: a text, or a mapping of the task's roles to values.
 
-        Classification gives ``label`` and ``scores`` (``labels``, or ``value``); language tasks give ``text``.
+        Classification gives ``label`` and ``scores`` (``labels``, or ``value``), a reward model ``score`` (of several
+        answers ``scores``), and language tasks give ``text``.
 
         Raises:
             DataError: a row that cannot be answered, by its number counted from 1.
@@ -59,7 +59,7 @@ class Predictor:
         given = [checked(self.task, self.normalise, row, number) for number, row in enumerate(rows, 1)]
         for start in range(0, len(given), BATCH_ROWS):
             part = given[start : start + BATCH_ROWS]
-            if isinstance(self.task, TokenTask):
+            if self.task.head is Head.TOKENS:
                 yield from ({"text": text} for text in self.answers(part))
             else:
                 yield from self._classified(part)
@@ -71,7 +71,9 @@ class Predictor:
 
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
         """The assistant's next turn in a conversation."""
-        return self.answers([as_row(self.task, self.normalise, {"messages": list(messages)})])[0]
+        values = cast(TokenTask, self.task).from_messages(messages)
+        assert values is not None, "only a task that knows conversations is asked to lead one"
+        return self.answers([as_row(self.task, self.normalise, values)])[0]
 
     @property
     def stops(self) -> tuple[int, ...]:
@@ -93,21 +95,15 @@ class Predictor:
         """Generated tokens as text."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
-    def encoded(self, row: Row) -> Example:
-        """A row of a row task, without the answer that it may have."""
-        asked = {name: value for name, value in row.values.items() if name != "label"}
-        example = self.task.encode(Row(asked, row.file, row.line), self.tokenizer, self.max_length)
-        return replace(example, row=0, target=0)
-
-    def described(self, logit_RC: Tensor) -> list[dict[str, Any]]:
-        """Outputs of a row head as answers."""
-        task = cast(TextClassification, self.task)
-        return [task.describe(output_C) for output_C in task.link(logit_RC).tolist()]
+    def asked(self, row: Row) -> Example:
+        """A row as it is put to a row head."""
+        return self.task.asked(row, self.tokenizer, self.max_length)
 
     @torch.inference_mode()
     def _classified(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
         self.policy.network.eval()
-        return self.described(self.policy.classes(collate([self.encoded(row) for row in rows])))
+        examples = [self.asked(row) for row in rows]
+        return self.task.described(self.policy.classes(collate(examples)), examples)
 
 
 def as_row(task: Task, normalise: str, given: Given) -> Row:
@@ -167,5 +163,5 @@ def predictor(policy: Policy, tokenizer: Any, context: int | None, recipe: Recip
     task = cast(Task, recipe.task)
     context = (context or tokenizer.model_max_length) - virtual
     # Answers take their part of what the base can look at, but never more than half of it.
-    generated = min(recipe.evaluate.max_new_tokens, context // 2) if isinstance(task, TokenTask) else 0
+    generated = min(recipe.evaluate.max_new_tokens, context // 2) if task.head is Head.TOKENS else 0
     return Predictor(task, policy, tokenizer, context - generated, generated, recipe.data.normalise)

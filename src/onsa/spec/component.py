@@ -9,12 +9,15 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model
 
 
 class Form(StrEnum):
-    """What an example is: a task provides one form, an objective reads one."""
+    """What an example is: a task provides one form, an objective reads one, or several."""
 
     LABELLED = "labelled"  # an input and a class
     MULTILABELLED = "multilabelled"  # an input and a set of classes
     SCORED = "scored"  # an input and a number
     TOKENS = "tokens"  # tokens, some of which are to be predicted from those before them
+    RANKED = "ranked"  # a prompt and answers, each of which is to be given a score, and their ranks
+    PREFERRED = "preferred"  # a prompt and answers in tokens, and their ranks
+    JUDGED = "judged"  # a prompt and an answer in tokens, which is good or bad
 
 
 class Section(BaseModel):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from onsa.data.profile import Profile
 from onsa.data.table import Row
 from onsa.models.batch import Batch, Example
 from onsa.models.heads import Head
 from onsa.spec.component import Component, Form
+from onsa.spec.errors import Problem
 
 if TYPE_CHECKING:
     from onsa.models.policy import Policy
@@ -77,10 +79,15 @@ def text_of(value: Any) -> str:
 class Task(Component):
     """The base of every task. A task's settings are its fields; what depends on the data, ``fit`` writes into them."""
 
-    head: ClassVar[Head]
     objectives: ClassVar[tuple[str, ...]]  # kinds of objective that make sense for this task
     roles: ClassVar[dict[str, bool]]  # role of a column: must it be there?
+    answers: ClassVar[frozenset[str]] = frozenset({"label", "completion"})  # roles that a row to be answered may lack
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity", "mae", "rmse", "brier"})
+
+    @property
+    @abstractmethod
+    def head(self) -> Head:
+        """What the model's last layer gives."""
 
     @property
     @abstractmethod
@@ -112,6 +119,10 @@ class Task(Component):
     def recognise(cls, profile: Profile) -> Match | None:
         """How well a table fits this task, or ``None`` where it does not."""
 
+    def suited(self, reads: frozenset[Form]) -> Task:
+        """This task as an objective that reads these forms can learn it."""
+        return self
+
     def fit(self, rows: Sequence[Row]) -> Task:
         """This task with the settings that depend on the data (labels, …) filled in."""
         return self
@@ -123,6 +134,10 @@ class Task(Component):
     def unanswerable(self, row: Row) -> tuple[str, dict[str, Any]] | None:
         """Why a row that waits for its answer cannot be answered, as a message code and its values, or ``None``."""
         return None
+
+    def worth_knowing(self, sides: Mapping[str, Iterable[Row]]) -> list[Problem]:
+        """What of the usable rows of each side is of interest to this task alone."""
+        return []
 
     @abstractmethod
     def from_text(self, text: str) -> dict[str, Any]:
@@ -140,6 +155,14 @@ class Task(Component):
     def encode(self, row: Row, tokenizer: Any, max_length: int) -> Example:
         """One row as tokens with what is to be predicted."""
 
+    def asked(self, row: Row, tokenizer: Any, max_length: int) -> Example:
+        """As :meth:`encode`, of a row that waits for what a row head says to it, whatever answer it may have."""
+        return self.encode(row, tokenizer, max_length)
+
+    def described(self, logit_RC: Tensor, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """What a row head says to some examples, in words and numbers: each of its outputs by name."""
+        return [dict(zip(self.outputs, logit_C, strict=True)) for logit_C in logit_RC.tolist()]
+
     @abstractmethod
     def outcome(self, policy: Policy, batch: Batch) -> Outcome:
         """What a model makes of a batch."""
@@ -152,8 +175,11 @@ class Task(Component):
 class TokenTask(Task):
     """The base of tasks in which tokens are predicted from those before them."""
 
-    head: ClassVar[Head] = Head.TOKENS
     objectives: ClassVar[tuple[str, ...]] = ("sft",)
+
+    @property
+    def head(self) -> Head:
+        return Head.TOKENS
 
     @property
     def provides(self) -> Form:
@@ -170,6 +196,10 @@ class TokenTask(Task):
     @abstractmethod
     def prompt(self, row: Row, tokenizer: Any) -> list[int]:
         """The tokens that an answer to this row is generated from."""
+
+    def from_messages(self, messages: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        """The values of a row, by role, that stand for a conversation; ``None`` of a task that knows none."""
+        return None
 
     def asks(self, row: Row) -> bool:
         """Whether a row has a prompt apart from its answer, so that a generated answer can be held beside that."""

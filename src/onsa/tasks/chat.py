@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,14 +11,12 @@ from onsa.data.convert import OPENING, check_conversation, to_messages, to_tools
 from onsa.data.profile import Look, Profile
 from onsa.data.table import Row
 from onsa.models.batch import Example
-from onsa.models.load import first_line
+from onsa.models.templates import render, turn_end
 from onsa.spec.errors import DataError
 from onsa.tasks.base import Match, TokenTask
 
 PROMPT_NAMES = ("prompt", "question", "instruction", "input", "user", "query", "質問", "入力", "指示")
 ANSWER_NAMES = ("completion", "answer", "response", "output", "assistant", "reply", "回答", "出力", "応答", "答え")
-
-MARK = "onsa"  # an answer to look for in what a template makes of it
 
 
 class Chat(TokenTask):
@@ -80,6 +79,9 @@ class Chat(TokenTask):
     def from_text(self, text: str) -> dict[str, Any]:
         return {"messages": [{"role": "user", "content": text}]}
 
+    def from_messages(self, messages: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+        return {"messages": list(messages)}
+
     def encode(self, row: Row, tokenizer: Any, max_length: int) -> Example:
         """Tokens of the whole conversation, weight on what the assistant says and on the end of its turn.
 
@@ -88,13 +90,13 @@ class Chat(TokenTask):
                 turn can be told apart.
         """
         messages = self.messages(row)
-        text = _render(tokenizer, row, messages)
+        text = self._rendered(row, tokenizer, messages)
         spans = []
         for index, message in enumerate(messages):
             if message["role"] != "assistant" or message.get("weight", 1) == 0:
                 continue
-            before = _render(tokenizer, row, messages[:index], add_generation_prompt=True)
-            through = _render(tokenizer, row, messages[: index + 1])
+            before = self._rendered(row, tokenizer, messages[:index], add_generation_prompt=True)
+            through = self._rendered(row, tokenizer, messages[: index + 1])
             if not (through.startswith(before) and text.startswith(through.rstrip())):
                 raise DataError.of("template-rewrites", file=row.file, line=row.line, turn=index + 1)
             # The newline after the end-of-turn token is the template's, not the assistant's.
@@ -108,30 +110,12 @@ class Chat(TokenTask):
         return Example(token_T[:max_length], weight_T[:max_length], cut=max(0, len(token_T) - max_length))
 
     def prompt(self, row: Row, tokenizer: Any) -> list[int]:
-        text = _render(tokenizer, row, self._turns(row)[0], add_generation_prompt=True)
+        text = self._rendered(row, tokenizer, self._turns(row)[0], add_generation_prompt=True)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def stop_ids(self, tokenizer: Any) -> frozenset[int]:
         """The end of a text, and the special token with which the template closes an assistant's turn."""
-        talk = Row({"prompt": "hello", "completion": MARK}, "", 0)
-        try:
-            _, said, closing = _render(tokenizer, talk, to_messages(talk.values)).rpartition(MARK)
-        except DataError:  # a template that takes no such talk has been tried on the rows that it was trained on
-            said = closing = ""
-        special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-        tokens = tokenizer(closing, add_special_tokens=False)["input_ids"] if said else []
-        return super().stop_ids(tokenizer).union([token for token in tokens if token in special][:1])
+        return super().stop_ids(tokenizer) | turn_end(tokenizer)
 
-
-def _render(tokenizer: Any, row: Row, messages: list[dict[str, Any]], **more: Any) -> str:
-    """Some of a row's messages under the base's chat template."""
-    plain = [{name: value for name, value in message.items() if name != "weight"} for message in messages]
-    if not plain:
-        return ""
-    if tools := to_tools(row.values.get("tools")):
-        more["tools"] = tools
-    try:
-        return str(tokenizer.apply_chat_template(plain, tokenize=False, **more))
-    except Exception as error:  # a template is a program of the model's author: it can raise anything
-        reason = first_line(error).rstrip(".")
-        raise DataError.of("template-fails", file=row.file or None, line=row.line or None, reason=reason) from error
+    def _rendered(self, row: Row, tokenizer: Any, messages: list[dict[str, Any]], **more: Any) -> str:
+        return render(tokenizer, messages, to_tools(row.values.get("tools")), (row.file, row.line), **more)

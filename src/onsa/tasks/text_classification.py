@@ -51,13 +51,16 @@ class TextClassification(Task):
     """
 
     kind: ClassVar[str] = "text-classification"
-    head: ClassVar[Head] = Head.ROWS
     objectives: ClassVar[tuple[str, ...]] = ("cross-entropy", "binary-cross-entropy", "squared-error")
     roles: ClassVar[dict[str, bool]] = {"text": True, "text_pair": False, "label": True}
 
     problem: Problem | None = None
     labels: tuple[str, ...] | None = None
     threshold: float = 0.5
+
+    @property
+    def head(self) -> Head:
+        return Head.ROWS
 
     @property
     def provides(self) -> Form:
@@ -187,7 +190,14 @@ class TextClassification(Task):
             return loss | _multilabel_metrics(outcome.output_RC > self.threshold, outcome.target_R > 0.5)
         return loss | _single_label_metrics(outcome.output_RC.argmax(1), outcome.target_R, outcome.output_RC.shape[1])
 
-    def describe(self, output_C: Any) -> dict[str, Any]:
+    def asked(self, row: Row, tokenizer: Any, max_length: int) -> Example:
+        values = {name: value for name, value in row.values.items() if name != "label"}
+        return self.encode(Row(values, row.file, row.line), tokenizer, max_length)
+
+    def described(self, logit_RC: Tensor, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        return [self._described(output_C) for output_C in self.link(logit_RC).tolist()]
+
+    def _described(self, output_C: Any) -> dict[str, Any]:
         """One row's output as an answer: ``label`` and ``scores``, ``labels``, or ``value``."""
         assert self.labels is not None
         if self.problem == "regression":

@@ -13,7 +13,7 @@ from onsa.accel.plan import Plan
 from onsa.adaptations.base import Adaptation
 from onsa.models.batch import Batch, Example
 from onsa.models.policy import Models
-from onsa.objectives.base import Objective
+from onsa.objectives.base import Objective, Role
 from onsa.optim.optimizers.base import Optimizer
 from onsa.optim.schedules.base import Schedule
 from onsa.regularisers.base import Regulariser
@@ -31,6 +31,7 @@ class Work:
     total: optimizer steps of the whole run, which the schedule spans.
     base: what the network's frozen values are known by.
     sides: the rows that steps and evaluations will ask for, as far as they are known.
+    uses: the models that the objective asks beside the policy.
     """
 
     network: nn.Module
@@ -47,6 +48,7 @@ class Work:
     total: int
     base: str
     sides: tuple[Sequence[Example], ...]
+    uses: frozenset[Role] = frozenset()
 
 
 @dataclass(frozen=True)

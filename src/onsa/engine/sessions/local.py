@@ -16,7 +16,7 @@ from torch import Tensor
 
 from onsa.engine.among import Alone, Among, Sums
 from onsa.engine.batches import evaluation_batches
-from onsa.engine.kept import boundary
+from onsa.engine.kept import boundary, reference
 from onsa.engine.returning import Returning, keep
 from onsa.engine.sessions.base import Engine, Moved, Session, Work
 from onsa.models import kernels
@@ -27,7 +27,7 @@ from onsa.models.lowering import base_network
 from onsa.models.policy import Models, Policy
 from onsa.models.products import fuse
 from onsa.models.strata import Strata
-from onsa.objectives.base import LossOf, Objective
+from onsa.objectives.base import LossOf, Objective, Role
 from onsa.regularisers.base import Regulariser
 from onsa.spec.errors import MachineError, TrainingError
 from onsa.tasks.base import Outcome, Task
@@ -110,21 +110,33 @@ class LocalSession(Session):
 
     @property
     def begun(self) -> bool:
-        """Whether there is what the plan wants of the rows below the boundary."""
-        return not self.work.plan.cuts or self.models.policy.boundary is not None
+        """Whether there is what is kept of the rows: states below the boundary, and a reference's answers."""
+        bounded = not self.work.plan.cuts or self.models.policy.boundary is not None
+        return bounded and self._referred
+
+    @property
+    def _referred(self) -> bool:
+        return Role.REFERENCE not in self.work.uses or self.models.reference is not None
 
     def begin(self) -> None:
-        """Have what the plan wants of the rows below the boundary; the first step pays for it."""
+        """Have what is kept of the rows; the first step pays for it."""
+        self._refer()
         policy = self.models.policy
         if not self.begun:
-            self.models = Models(replace(policy, boundary=boundary(policy, self.strata, self.work, self.among)))
+            bounded = replace(policy, boundary=boundary(policy, self.strata, self.work, self.among))
+            self.models = replace(self.models, policy=bounded)
+
+    def _refer(self) -> None:
+        """Have the reference, while the network still is what it began as."""
+        if not self._referred:
+            self.models = replace(self.models, reference=reference(self.models.policy, self.work, self.among))
 
     def forward_backward(self, batches: Sequence[Batch], objective: Objective) -> dict[str, float]:
         work = self.work
         self.begin()
         work.adaptation.before_step(work.network, self.steps, work.total)
         self._train_mode()
-        asked: LossOf = objective
+        asked = self._foreseen(batches, objective)
         for regulariser in work.regularisers:
             asked = regulariser.around(asked)
         sums = self.among.together(lambda: self._fitted(batches, asked), self.trainable)
@@ -158,7 +170,8 @@ class LocalSession(Session):
         self.begin()
         work.adaptation.before_step(work.network, self.steps, work.total)
         work.network.eval()
-        sums = self.among.together(lambda: self._summed(batches, objective), self.trainable)
+        asked = self._foreseen(batches, objective)
+        sums = self.among.together(lambda: self._summed(batches, asked), self.trainable)
         found = {
             name: self.among.whole(p.grad / sums.weight, name)
             for name, p in self.trainable.items()
@@ -166,6 +179,23 @@ class LocalSession(Session):
         }
         self._forget()
         return sums.figures["loss"] / sums.weight, found
+
+    def _foreseen(self, batches: Sequence[Batch], objective: Objective) -> LossOf:
+        """An objective that knows what it has to know of a whole step."""
+        if type(objective).foresee is Objective.foresee:
+            return objective
+
+        def known() -> Sums:
+            sums = Sums()
+            for batch in batches:
+                found = objective.foresee(self.models, batch)
+                assert found is not None, "what an objective foresees once, it always does"
+                sums.add(float(found[1]), {"loss": float(found[0])})
+            return sums
+
+        with torch.no_grad():
+            told = self.among.together(known, {})
+        return objective.knowing(told.figures["loss"] / max(told.weight, 1.0))
 
     def _summed(self, batches: Sequence[Batch], asked: LossOf) -> Sums:
         """Add up the gradients of some batches, their weight, and what they tell."""
@@ -247,6 +277,7 @@ class LocalSession(Session):
         return {name: self.among.whole(value, name).detach() for name, value in self.trainable.items()}
 
     def restore(self, at: Path, optimizer: bool = True) -> None:
+        self._refer()
         values = load_file(at / WEIGHTS)
         if not optimizer and (at / DEPLOYED).exists():
             values |= load_file(at / DEPLOYED)

@@ -14,7 +14,8 @@ from onsa.evaluate.report.view import Cell, Figure, Section, Table
 from onsa.evaluate.wording import count, decimals, fixed, metric_name, short, signed
 from onsa.spec.messages import say
 
-OPEN_SCALE = frozenset({"loss", "perplexity", "mae", "mse", "rmse"})  # such metrics never share a scale with others
+# Such metrics never share a scale with others.
+OPEN_SCALE = frozenset({"loss", "perplexity", "margin", "mae", "mse", "rmse"})
 SMALL = Frame(width=344, height=190)
 
 
