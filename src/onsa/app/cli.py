@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onsa.app.adapters import adapters_app
+from onsa.app.feedback import feedback_app
 from onsa.app.options import Json, MoreAdapters, Overrides, RecipeFile, RunRef
 from onsa.spec.errors import Level, OnsaError, TrainingError
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 models_app = typer.Typer(help="The catalogue of bases.", invoke_without_command=True)
 app.add_typer(models_app, name="models")
 app.add_typer(adapters_app, name="adapters")
+app.add_typer(feedback_app, name="feedback")
 
 
 def main() -> None:

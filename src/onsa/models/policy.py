@@ -56,7 +56,7 @@ class Policy:
         """
         batch = batch if self.layout == "folded" else batch.unfolded()
         assert batch.predict_M is not None
-        with self._autocast(), self._begun(batch):
+        with self.autocast(), self._begun(batch):
             batch = batch.to(self.device)
             block = self._laid(batch)
             where_M = block.flat_N[batch.predict_M]
@@ -75,7 +75,7 @@ class Policy:
         """The output of a row head, ``logit_RC``, fp32; of rows that hold answers, one of each answer."""
         assert self.layout != "packed", "row heads read whole rows"
         texts = batch.unfolded()
-        with self._autocast(), self._begun(texts):
+        with self.autocast(), self._begun(texts):
             block = for_row_head(self.network, texts.to(self.device), self.pad_id)
             logit_RC: Tensor = block.network(**block.inputs, **self._mixed(batch.counts())).logits
         return self._kept(logit_RC.float())
@@ -86,7 +86,7 @@ class Policy:
         Of rows that hold answers, that of each answer behind its prompt.
         """
         batch = batch.unfolded().to(self.device)
-        with self._autocast():
+        with self.autocast():
             block = self._laid(batch)
             hidden_ND = self._hidden(block)[block.flat_N].float()
         return torch.stack([hidden_TD.mean(0) for hidden_TD in torch.split(hidden_ND, list(batch.length_R))])
@@ -97,7 +97,7 @@ class Policy:
     ) -> list[list[int]]:
         """Greedy continuations of some prompts, each without its stop token. Rows are padded on the left."""
         self.network.eval()
-        with self._autocast():
+        with self.autocast():
             block = opening(self.network, prompts, self.pad_id, self.device)
             out_RT = block.network.generate(
                 **block.inputs,
@@ -144,7 +144,8 @@ class Policy:
             "adapter_names": [name for name, count in zip(self.adapter_R, counts, strict=True) for _ in range(count)]
         }
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """Within, the network computes in the policy's precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 

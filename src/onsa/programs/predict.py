@@ -69,7 +69,7 @@ def predict(
     run, recipe = open_run(ref)
     rows: list[Given] = list(texts)
     if source is not None:
-        rows += _rows(read_file(source, Data(path=str(source))), recipe)
+        rows += as_rows(read_file(source, Data(path=str(source))), recipe)
     predictor = load(run, not base)
     for index, answer in enumerate(predictor.stream(rows)):
         yield {"row": index, **answer}
@@ -84,7 +84,7 @@ def _several(refs: Sequence[str], texts: Sequence[str], source: Path | None) -> 
         table = read_file(source, Data(path=str(source)))
         names = [_meant(row, named) for row in table.rows]
         wanted = {adapter.name for meant in names for adapter in (meant or found)}
-        rows = {adapter.name: _rows(table, adapter.recipe) for adapter in found if adapter.name in wanted}
+        rows = {adapter.name: as_rows(table, adapter.recipe) for adapter in found if adapter.name in wanted}
         for index, meant in enumerate(names):
             number = len(texts) + index + 1
             asked += [Question(adapter.name, number, rows[adapter.name][index]) for adapter in meant or found]
@@ -110,7 +110,7 @@ def _begins(name: str, value: str) -> bool:
     return bool(value) and name.startswith(value) and (STACK in value or STACK not in name)
 
 
-def _rows(table: Table, recipe: Recipe) -> list[Row]:
+def as_rows(table: Table, recipe: Recipe) -> list[Row]:
     """The rows of a file by role; the columns that hold answers may be missing, or others of the task's own names."""
     task = cast(Task, recipe.task)
     answers, columns = task.answers, recipe.data.columns or {}

@@ -18,6 +18,7 @@ from onsa.models.fetch import locate
 from onsa.models.heads import Head
 from onsa.models.load import hold_in, load
 from onsa.models.policy import Policy
+from onsa.models.sampling import Sampling, sample
 from onsa.spec.errors import DataError, Problem, StoreError
 from onsa.spec.messages import say
 from onsa.spec.recipe import Recipe
@@ -68,6 +69,11 @@ class Predictor:
         """Greedy answers of a language task to some rows."""
         found = self.policy.generate(self.prompts(rows), self.max_new_tokens, self.stops)
         return [self.said(tokens) for tokens in found]
+
+    def drawn(self, rows: Sequence[Row], seeds: Sequence[Sequence[int]], sampling: Sampling) -> list[list[str]]:
+        """Answers that are drawn: to each row as many as it has seeds."""
+        found = sample(self.policy, self.prompts(rows), seeds, sampling)
+        return [[self.said(answer.tokens) for answer in answers] for answers in found]
 
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
         """The assistant's next turn in a conversation."""

@@ -201,6 +201,10 @@ class TokenTask(Task):
         """The values of a row, by role, that stand for a conversation; ``None`` of a task that knows none."""
         return None
 
+    def prompt_messages(self, row: Row) -> list[dict[str, Any]]:
+        """What :meth:`prompt` is made of, of a task that knows conversations."""
+        return []
+
     def asks(self, row: Row) -> bool:
         """Whether a row has a prompt apart from its answer, so that a generated answer can be held beside that."""
         return True

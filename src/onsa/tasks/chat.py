@@ -82,6 +82,9 @@ class Chat(TokenTask):
     def from_messages(self, messages: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         return {"messages": list(messages)}
 
+    def prompt_messages(self, row: Row) -> list[dict[str, Any]]:
+        return self._turns(row)[0]
+
     def encode(self, row: Row, tokenizer: Any, max_length: int) -> Example:
         """Tokens of the whole conversation, weight on what the assistant says and on the end of its turn.
 
@@ -110,7 +113,7 @@ class Chat(TokenTask):
         return Example(token_T[:max_length], weight_T[:max_length], cut=max(0, len(token_T) - max_length))
 
     def prompt(self, row: Row, tokenizer: Any) -> list[int]:
-        text = self._rendered(row, tokenizer, self._turns(row)[0], add_generation_prompt=True)
+        text = self._rendered(row, tokenizer, self.prompt_messages(row), add_generation_prompt=True)
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def stop_ids(self, tokenizer: Any) -> frozenset[int]:

@@ -185,6 +185,9 @@ class Preference(TokenTask):
             part_P=(len(start), *map(len, kept)),
         )
 
+    def prompt_messages(self, row: Row) -> list[dict[str, Any]]:
+        return self.comparison(row, answered=False).prompt
+
     def prompt(self, row: Row, tokenizer: Any) -> list[int]:
         found = self.comparison(row, answered=False)
         if not tokenizer.chat_template:

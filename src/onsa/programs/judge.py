@@ -1,0 +1,163 @@
+"""Judge: a model in a person's place (RLAIF; Bai et al. 2022, Lee et al. 2023): which of two answers is the better one.
+
+A reward model gives each answer a score. Any other chat model is shown a constitution, the prompt and both answers, and
+asked for A or B, in both orders, whose probabilities are averaged: what it prefers by place alone cancels out, and is
+told.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from onsa.data.table import Row
+from onsa.models.batch import Example, collate
+from onsa.models.heads import Head
+from onsa.programs.feedback import Agreement, Bench, Candidate, Verdict, agreement, keep, known, path_of, verdicts
+from onsa.programs.predict import load, open_run
+from onsa.serve.predictor import Predictor
+from onsa.spec.errors import RecipeError, StoreError
+from onsa.spec.messages import say
+from onsa.tasks.base import Task, TokenTask
+
+LETTERS = ("A", "B")
+
+
+class Judge(ABC):
+    """The base of both."""
+
+    name: str
+
+    @abstractmethod
+    def first(self, candidate: Candidate) -> tuple[float, dict[str, Any]]:
+        """How likely the first answer is the better one, and what that rests on."""
+
+
+@dataclass(frozen=True)
+class ByScore(Judge):
+    """A reward model."""
+
+    name: str
+    predictor: Predictor
+
+    def first(self, candidate: Candidate) -> tuple[float, dict[str, Any]]:
+        asked = [{"prompt": candidate.prompt, "completion": answer} for answer in candidate.answers]
+        scores = [answer["score"] for answer in self.predictor.predict(asked)]
+        return float(1 / (1 + np.exp(scores[1] - scores[0]))), {"scores": scores}
+
+
+@dataclass(frozen=True)
+class ByWords(Judge):
+    """A chat model that is asked for a letter."""
+
+    name: str
+    predictor: Predictor
+    constitution: str
+
+    def first(self, candidate: Candidate) -> tuple[float, dict[str, Any]]:
+        there, back = self._letter(candidate, candidate.answers), self._letter(candidate, candidate.answers[::-1])
+        return (there + 1 - back) / 2, {"a_in_both_orders": [there, back]}
+
+    @torch.inference_mode()
+    def _letter(self, candidate: Candidate, answers: Sequence[str]) -> float:
+        """The probability of A, of the two letters."""
+        asked = say("judge-asks", constitution=self.constitution, prompt=candidate.text, a=answers[0], b=answers[1])
+        task, tokenizer = cast(TokenTask, self.predictor.task), self.predictor.tokenizer
+        values = task.from_messages([{"role": "user", "content": asked}])
+        (prompt,) = self.predictor.prompts([Row(values or {}, "", 0)])
+        examples = []
+        for letter in LETTERS:
+            token = tokenizer(letter, add_special_tokens=False)["input_ids"][0]
+            weight_T = np.zeros(len(prompt) + 1, np.float32)
+            weight_T[-1] = 1
+            examples.append(Example(np.asarray([*prompt, token], np.int32), weight_T))
+        self.predictor.policy.network.eval()
+        return float(self.predictor.policy.logprobs(collate(examples)).softmax(0)[0])
+
+
+@dataclass
+class Judged:
+    """What a judge said: its verdicts, how it stands to people's, and how much it goes by place.
+
+    bias: by how much the probability of the answer shown first lies over one half, on the mean over both orders; of a
+        reward model, which sees one answer at a time, there is none.
+    """
+
+    path: Path
+    verdicts: list[Verdict] = field(default_factory=list)
+    agreement: Agreement | None = None
+    bias: float | None = None
+
+    def document(self) -> dict[str, Any]:
+        told = self.agreement
+        return {
+            "file": str(self.path),
+            "verdicts": len(self.verdicts),
+            "ties": sum(verdict.tie for verdict in self.verdicts),
+            "bias": self.bias,
+            "people": None if told is None else {"count": told.count, "agree": told.share, "kappa": told.kappa},
+        }
+
+
+def open_judge(ref: str, constitution: Path | None = None) -> Judge:
+    """A finished run as a judge.
+
+    Raises:
+        StoreError: there is no such run, or it neither scores answers nor talks.
+        RecipeError: the constitution cannot be read, or a reward model was given one.
+    """
+    run, recipe = open_run(ref)
+    task = cast(Task, recipe.task)
+    if task.outputs == ("score",):
+        if constitution is not None:
+            raise RecipeError.of("constitution-unread", file=str(constitution))
+        return ByScore(run.id, load(run))
+    if task.head is not Head.TOKENS or cast(TokenTask, task).from_messages([]) is None:
+        raise StoreError.of("run-no-judge", file=run.id, task=task.kind)
+    try:
+        text = say("constitution") if constitution is None else constitution.read_text(encoding="utf-8")
+    except OSError as error:
+        raise RecipeError.of("constitution-unreadable", file=str(constitution), reason=error.strerror) from None
+    return ByWords(run.id, load(run), text.strip())
+
+
+def judge(bench: Bench, by: Judge, most: int) -> Iterator[Verdict]:
+    """Have up to ``most`` prompts judged that were not yet; people's come first, so that the two can be held together.
+    Each verdict is kept before it is told."""
+    path, task = path_of(bench.run, by.name), cast(TokenTask, bench.predictor.task)
+    done, people = known(path, task), [_again(verdict, task) for verdict in verdicts(path_of(bench.run))]
+    waiting = [candidate for candidate in people if candidate.key not in done]
+    spoken = [*done, *(candidate.key for candidate in people)]
+    drawn = bench.candidates(spoken)
+    for place in range(most):
+        candidate = waiting[place] if place < len(waiting) else next(drawn, None)
+        if candidate is None:
+            return
+        likely, notes = by.first(candidate)
+        better = cast(Any, "tie" if likely == 0.5 else "first" if likely > 0.5 else "second")
+        verdict = Verdict.of(candidate, better, f"judge {by.name}", {"first": likely, **notes})
+        keep(path, verdict)
+        yield verdict
+
+
+def told(bench: Bench, by: Judge) -> Judged:
+    """All that a judge has said of a run's answers."""
+    path = path_of(bench.run, by.name)
+    found = verdicts(path)
+    orders = [np.mean(one.notes["a_in_both_orders"]) - 0.5 for one in found if one.notes and "scores" not in one.notes]
+    people = verdicts(path_of(bench.run))
+    bias = float(np.mean(orders)) if orders else None
+    return Judged(path, found, agreement(people, found) if people else None, bias)
+
+
+def _again(verdict: Verdict, task: TokenTask) -> Candidate:
+    """What a person has seen, whichever of the answers it was that came first."""
+    answers = sorted((verdict.chosen, verdict.rejected))
+    text = task.inputs(Row(task.from_messages(verdict.prompt) or {}, "", 0))
+    return Candidate(verdict.prompt, text, (answers[0], answers[1]))
