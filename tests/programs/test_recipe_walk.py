@@ -180,6 +180,18 @@ def proved(recipe: Recipe) -> Any:
     return [last.document["comparisons"], last.document["baseline"], last.document["answers"]]
 
 
+def judged(recipe: Recipe) -> Any:
+    """On how many answers a reward model, which is made for it, has its say."""
+    pairs = str(Path(recipe.data.path).with_name("preferred.jsonl"))
+    values = {"model": recipe.model.name, "data": pairs, "objective": "reward", "train": trial.TRAIN}
+    *_, judge = train(parse_recipe({**values, "engine": trial.ENGINE}))
+    assert isinstance(judge, Finished)
+    by = recipe.evaluate.model_copy(update={"judge": judge.run.id})
+    *_, last = train(recipe.model_copy(update={"evaluate": by}))
+    assert isinstance(last, Finished) and "win_rate" in [entry["metric"] for entry in last.document["comparisons"]]
+    return last.document["judged"]["prompts"], last.document["judged"]["ties"]
+
+
 def total(p: Prepared) -> Any:
     return p.total
 
@@ -370,6 +382,8 @@ TABLE: dict[str, Entry] = {
     "evaluate.baseline": Entry(False, proved),
     "evaluate.answers": Entry(2, proved, "talks"),
     "evaluate.max_new_tokens": Entry(1, proved, "talks", {"optimizer.lr": 0.02, "train.max_steps": 20}),
+    "evaluate.judge": Entry("nonsense", language, "talks", refused="run-none"),
+    "evaluate.judged": Entry(1, judged, "talks", {"optimizer.lr": 0.02, "train.max_steps": 20}),
     "accel.mode": Entry("off", decisions, before={"accel.mode": "auto"}),
     "accel.states": Entry("fp16", losses, before=LAST),
     "accel.states_gb": Entry(0.0, decisions, before=LAST),
@@ -495,7 +509,7 @@ def seen(values: dict[str, Any], entry: Entry) -> Any:
     """What a recipe shows, or by which codes it is refused."""
     try:
         recipe = parse_recipe(deepcopy(values))
-        return entry.shows(recipe if entry.shows in (events, proved) else prepare(recipe))
+        return entry.shows(recipe if entry.shows in (events, proved, judged) else prepare(recipe))
     except OnsaError as error:
         return "refused", [problem.code for problem in error.problems]
 

@@ -237,6 +237,14 @@ class Versions(TypedDict):
     platform: str
 
 
+class Judged(TypedDict):
+    """Whose word the win rate is: a run, on how many prompts, and on how many of them it prefers neither answer."""
+
+    judge: str
+    prompts: int
+    ties: int
+
+
 class Document(TypedDict):
     """The whole of ``metrics.json``.
 
@@ -254,6 +262,7 @@ class Document(TypedDict):
     classification: NotRequired[Classification]
     multilabel: NotRequired[Multilabel]
     regression: NotRequired[Regression]
+    judged: NotRequired[Judged]
     errors: list[Mistake]
     answers: list[Answer]
     figures: Figures

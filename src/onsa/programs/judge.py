@@ -18,9 +18,9 @@ import torch
 
 from onsa.data.table import Row
 from onsa.models.batch import Example, collate
-from onsa.models.heads import Head
 from onsa.programs.feedback import Agreement, Bench, Candidate, Verdict, agreement, keep, known, path_of, verdicts
 from onsa.programs.predict import load, open_run
+from onsa.programs.resolve import can_judge
 from onsa.serve.predictor import Predictor
 from onsa.spec.errors import RecipeError, StoreError
 from onsa.spec.messages import say
@@ -118,7 +118,7 @@ def open_judge(ref: str, constitution: Path | None = None) -> Judge:
         if constitution is not None:
             raise RecipeError.of("constitution-unread", file=str(constitution))
         return ByScore(run.id, load(run))
-    if task.head is not Head.TOKENS or cast(TokenTask, task).from_messages([]) is None:
+    if not can_judge(task):
         raise StoreError.of("run-no-judge", file=run.id, task=task.kind)
     try:
         text = say("constitution") if constitution is None else constitution.read_text(encoding="utf-8")

@@ -24,6 +24,7 @@ from onsa.evaluate.document import (
     DataRecord,
     Document,
     Figures,
+    Judged,
     Mistake,
     ModelRecord,
     Verdict,
@@ -36,7 +37,8 @@ from onsa.models.heads import Head
 from onsa.optim.optimizers.base import Optimizer
 from onsa.programs.history import Told
 from onsa.programs.prepare import Prepared
-from onsa.serve.predictor import MODEL, Predictor, load_run
+from onsa.programs.wins import rate, wins
+from onsa.serve.predictor import BATCH_ROWS, MODEL, Predictor, load_run
 from onsa.spec.component import Form
 from onsa.spec.errors import Level
 from onsa.store.run import Run
@@ -47,12 +49,16 @@ from onsa.tasks.text_classification import TextClassification
 
 @dataclass(frozen=True)
 class Measured:
-    """Outcomes on the test rows: no ``base`` where no baseline was asked for, neither where no rows were held out."""
+    """Outcomes on the test rows: no ``base`` where no baseline was asked for, neither where no rows were held out.
+
+    won: of each prompt whether the tuned answer is preferred to the base's, where there is a judge.
+    """
 
     base: Outcome | None
     tuned: Outcome | None
     baseline: Literal["untuned", "probe"] | None
     answers: list[Answer]
+    won: Outcome | None = None
 
 
 def measure(prepared: Prepared, folder: Path) -> Measured:
@@ -65,7 +71,12 @@ def measure(prepared: Prepared, folder: Path) -> Measured:
     gc.collect()  # a network holds itself in cycles
     base, before = _base(prepared, folder)
     baseline: Literal["untuned", "probe"] = "probe" if prepared.task.head is Head.ROWS else "untuned"
-    return Measured(base, tuned, baseline, _answers(prepared, given, before))
+    won = None
+    if prepared.recipe.evaluate.judge is not None and before:
+        gc.collect()
+        rows = _asked_for(prepared)[: prepared.recipe.evaluate.judged]
+        won = wins(prepared, rows, given[: len(rows)], before[: len(rows)])
+    return Measured(base, tuned, baseline, _answers(prepared, given, before), won)
 
 
 def _tuned(prepared: Prepared, folder: Path) -> tuple[Outcome, list[str]]:
@@ -82,25 +93,25 @@ def _base(prepared: Prepared, folder: Path) -> tuple[Outcome, list[str]]:
     return outcome_of(model.policy, task, test, prepared.plan), _said(prepared, model)
 
 
-def _shown(prepared: Prepared) -> list[Row]:
-    """The test rows that are answered in words: those that ask something."""
-    task = prepared.task
+def _asked_for(prepared: Prepared) -> list[Row]:
+    """The test rows that are answered in words: those that ask something, as many as are shown or judged."""
+    task, evaluate = prepared.task, prepared.recipe.evaluate
     if task.head is not Head.TOKENS:
         return []
-    return [row for row in prepared.dataset.test if cast(TokenTask, task).asks(row)][: prepared.recipe.evaluate.answers]
+    most = evaluate.answers if evaluate.judge is None else max(evaluate.answers, evaluate.judged)
+    return [row for row in prepared.dataset.test if cast(TokenTask, task).asks(row)][:most]
 
 
 def _said(prepared: Prepared, model: Predictor) -> list[str]:
-    rows = _shown(prepared)
-    return model.answers(rows) if rows else []
+    rows = _asked_for(prepared)
+    parts = [rows[start : start + BATCH_ROWS] for start in range(0, len(rows), BATCH_ROWS)]
+    return [answer for part in parts for answer in model.answers(part)]
 
 
 def _answers(prepared: Prepared, given: Sequence[str], before: Sequence[str | None]) -> list[Answer]:
     task = prepared.task
-    return [
-        Answer(prompt=task.inputs(row), expected=task.answer(row), base=old, tuned=new)
-        for row, old, new in zip(_shown(prepared), before, given, strict=True)
-    ]
+    shown = list(zip(_asked_for(prepared), before, given, strict=True))[: prepared.recipe.evaluate.answers]
+    return [Answer(prompt=task.inputs(row), expected=task.answer(row), base=old, tuned=new) for row, old, new in shown]
 
 
 def document(prepared: Prepared, run: Run, told: Told, found: Measured) -> Document:
@@ -129,6 +140,9 @@ def document(prepared: Prepared, run: Run, told: Told, found: Measured) -> Docum
         recipe=recipe.dump(),
         warnings=[str(problem) for problem in prepared.problems if problem.level is Level.WARNING],
     )
+    if found.won is not None and found.won.output_RC is not None and recipe.evaluate.judge is not None:
+        ties = int((found.won.output_RC == 0.5).sum())
+        written["judged"] = Judged(judge=recipe.evaluate.judge, prompts=len(found.won.row_R), ties=ties)
     if tuned is not None:
         _add_curves(written, prepared, found.base, tuned)
     return written
@@ -145,7 +159,11 @@ def _compared(prepared: Prepared, found: Measured) -> list[Compared]:
         results = intervals(task.metrics, found.tuned, resamples, recipe.seed)
     else:
         results = paired_all(task.metrics, found.base, found.tuned, resamples, recipe.seed, lower)
-    return [compared(name, result, name in lower) for name, result in results.items()]
+    entries = [compared(name, result, name in lower) for name, result in results.items()]
+    if found.won is not None:
+        won = intervals(rate, found.won, resamples, recipe.seed)
+        entries += [compared(name, interval, False) for name, interval in won.items()]
+    return entries
 
 
 def _model(prepared: Prepared) -> ModelRecord:

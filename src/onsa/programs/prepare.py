@@ -38,6 +38,7 @@ from onsa.programs.resolve import (
     steps_an_epoch,
     unwatched,
     with_axes,
+    with_judge,
     with_rhythm,
     with_task,
     with_training,
@@ -115,7 +116,7 @@ def prepare(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Pr
     recipe, choices = with_task(recipe, seen)
     given = load_rows(recipe.data, cast(Task, recipe.task), tables)
     task = _fitted(cast(Task, recipe.task), given)
-    recipe = recipe.model_copy(update={"task": task})
+    recipe = with_judge(recipe.model_copy(update={"task": task}))
     looked = {side: survey(rows, task) for side, rows in given.items()}
     problems = [*conflicts(recipe), *examine(looked, task)]
     _stop_at_errors(problems)

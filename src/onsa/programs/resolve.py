@@ -22,11 +22,13 @@ from onsa.optim.schedules.base import Schedule
 from onsa.regularisers.base import Regulariser
 from onsa.spec import registry
 from onsa.spec.component import Component
-from onsa.spec.errors import DataError, Level, Problem, unknown
+from onsa.spec.errors import DataError, Level, Problem, RecipeError, StoreError, unknown
 from onsa.spec.messages import say
-from onsa.spec.recipe import Recipe
+from onsa.spec.recipe import Recipe, parse_recipe
 from onsa.spec.sections import Train
-from onsa.tasks.base import Match, Task
+from onsa.store.run import State
+from onsa.store.runs import Store
+from onsa.tasks.base import Match, Task, TokenTask
 
 Lengths = npt.NDArray[np.int64]
 SMALL_MODEL = 60_000_000  # parameters up to which full tuning is the better default for a row head
@@ -180,6 +182,33 @@ def with_rhythm(recipe: Recipe, steps_an_epoch: int) -> Recipe:
         "save_steps": train.save_steps or max(1, min(50, steps_an_epoch)),
     }
     return recipe.model_copy(update={"train": train.model_copy(update=fill)})
+
+
+def can_judge(task: Task) -> bool:
+    """Whether a model of a task can say which of two answers is better: by scores, or in words."""
+    if task.outputs == ("score",):
+        return True
+    return task.head is Head.TOKENS and cast(TokenTask, task).from_messages([]) is not None
+
+
+def with_judge(recipe: Recipe) -> Recipe:
+    """The recipe with its judge by id.
+
+    Raises:
+        StoreError: there is no such run, or it cannot judge.
+        RecipeError: there is nothing to be judged.
+    """
+    if recipe.evaluate.judge is None:
+        return recipe
+    task = cast(Task, recipe.task)
+    if task.head is Head.ROWS or not recipe.evaluate.baseline or cast(TokenTask, task).from_messages([]) is None:
+        raise RecipeError.of("judge-idle", key="evaluate.judge", task=task.kind)
+    with Store() as store:
+        run = store.find(recipe.evaluate.judge)
+    by = cast(Task, parse_recipe(run.recipe).task)
+    if run.state is not State.FINISHED or not can_judge(by):
+        raise StoreError.of("run-no-judge", file=run.id, task=by.kind)
+    return recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"judge": run.id})})
 
 
 def conflicts(recipe: Recipe) -> list[Problem]:

@@ -160,12 +160,16 @@ class Evaluate(Section):
     baseline: measure the base as well, and compare.
     answers: held-out prompts answered side by side by base and tuned (generating tasks).
     max_new_tokens: the longest answer, in tokens.
+    judge: a finished run, a reward model or one that talks, that says which of base's and tuned's answers is better.
+    judged: held-out prompts on whose answers it does.
     """
 
     bootstrap: Annotated[int, Field(ge=100)] = 1000
     baseline: bool = True
     answers: Annotated[int, Field(ge=0)] = 5
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
+    judge: str | None = None
+    judged: Annotated[int, Field(ge=1)] = 50
 
 
 class Accel(Section):

@@ -27,6 +27,7 @@ def asked(document: Document, lang: str) -> Section:
         "precision": was.get("precision"),
         "seed": str(was["seed"]),
         "baseline": baseline_name(document, lang),
+        "judge": say("report.asked.judged", lang, **judged) if (judged := document.get("judged")) else None,
     }
     facts = [Fact(say(f"report.asked.{name}", lang), value) for name, value in values.items() if value]
     return Section("asked", say("report.section.asked", lang), facts=facts)
