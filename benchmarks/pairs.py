@@ -8,30 +8,41 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
-from onsa.data.convert import to_messages
-from onsa.programs.demo import demos
+import yaml
+
+from onsa.models.fetch import fetch_data
+from onsa.programs.demo import CORPUS
+
+Pair = dict[str, str]
 
 
-def support() -> list[tuple[str, str]]:
-    """Questions and answers of the support data, each question once."""
-    path = next(demo.recipe.data.path for demo in demos() if demo.name == "support")
-    found: dict[str, str] = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        messages = to_messages(json.loads(line))
-        found.setdefault(messages[-2]["content"], messages[-1]["content"])
-    return list(found.items())
+def constructed(seed: int = 7) -> list[Pair]:
+    """A pair for each question of the corpus in English, in an order drawn by the seed."""
+    answers: dict[str, str] = {}
+    for path in sorted((fetch_data(CORPUS) / "english").glob("*.yml")):
+        for turns in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]:
+            if len(turns) > 1 and turns[0] is not None and turns[1] is not None:
+                answers.setdefault(str(turns[0]), str(turns[1]))
+    dice, questions, others = random.Random(seed), list(answers), sorted(set(answers.values()))
+    dice.shuffle(questions)
+    found = []
+    for question in questions:
+        chosen = rejected = answers[question]
+        while rejected.strip() == chosen.strip():
+            rejected = dice.choice(others)
+        found.append({"prompt": question, "chosen": chosen, "rejected": rejected})
+    return found
 
 
-def write(path: Path, seed: int = 7, most: int | None = None) -> Path:
-    """Constructed pairs as JSONL with ``prompt``, ``chosen`` and ``rejected``; where ``most``, of the shortest rows."""
-    rows, dice = support(), random.Random(seed)
-    if most is not None:
-        rows = sorted(rows, key=lambda row: len(row[0]) + len(row[1]))[:most]
-    lines = []
-    for question, answer in rows:
-        other = dice.choice([text for _, text in rows if text != answer])
-        lines.append(json.dumps({"prompt": question, "chosen": answer, "rejected": other}))
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def write(path: Path, pairs: Sequence[Pair]) -> Path:
+    """Pairs as JSONL."""
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     return path
+
+
+def size(pair: Pair) -> int:
+    """The letters of a pair."""
+    return sum(map(len, pair.values()))

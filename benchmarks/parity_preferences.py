@@ -44,7 +44,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, Rewa
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from benchmarks.pairs import write
+from benchmarks.pairs import constructed, size, write
 from onsa.engine.batches import micro_batches
 from onsa.models.batch import Example
 from onsa.models.load import quiet
@@ -53,7 +53,9 @@ from onsa.programs.prepare import Prepared, prepare
 from onsa.sources.base import Cursor
 from onsa.spec.recipe import parse_recipe
 
-TOLERANCE = 1e-5  # of loss and gradient, relative
+# Relative. Sums in another order leave gradients of such losses, which are differences, up to 2e-5 apart in fp32: as
+# far as Onsa's own two ways, with its passes and without them, which are held against each other here as well.
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 3e-5
 ROWS, RANK = 4, 4
 Found = tuple[float, Tensor]  # a mean loss, and its gradient in one line
 
@@ -66,11 +68,10 @@ class Result:
     against: str
     loss: float
     gradient: float
-    tolerance: float = TOLERANCE
 
     @property
     def holds(self) -> bool:
-        return max(self.loss, self.gradient) <= self.tolerance
+        return self.loss <= LOSS_TOLERANCE and self.gradient <= GRADIENT_TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Case:
 def recipe(folder: Path, case: Case, accel: str) -> Any:
     path = folder / "pairs.jsonl"
     if not path.exists():
-        write(path, most=60)
+        write(path, sorted(constructed(), key=size)[:60])
     return parse_recipe(
         {
             "model": "smollm2-135m",
@@ -158,6 +159,13 @@ def told(model: Any, loss: Tensor) -> Found:
     return float(loss.detach()), torch.cat([named[name].flatten() for name in sorted(named)])
 
 
+def against_base(trainer: Any) -> Any:
+    """The trainer with the base as its reference: of an adapter that is loaded it takes a copy of that."""
+    trainer.model.delete_adapter("ref")
+    trainer.model.eval()
+    return trainer
+
+
 def words(folder: Path) -> Dataset:
     """A few rows in words, of which a trainer can be made."""
     rows = [json.loads(line) for line in (folder.parent / "pairs.jsonl").read_text().splitlines()[: 2 * ROWS]]
@@ -175,7 +183,7 @@ def dpo(**more: Any) -> Callable[[Prepared, Path, list[Example]], Found]:
         rows = []
         for prompt, (chosen, rejected) in map(answered, examples):
             rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
-        trainer.model.eval()
+        against_base(trainer)
         return told(trainer.model, trainer.compute_loss(trainer.model, trainer.data_collator(rows)))
 
     return theirs
@@ -195,7 +203,7 @@ def kto(prepared: Prepared, folder: Path, examples: list[Example]) -> Found:
         train_dataset=few,
         processing_class=prepared.tokenizer,
     )
-    trainer.model.eval()
+    against_base(trainer)
     return told(trainer.model, trainer.compute_loss(trainer.model, trainer.data_collator(rows)))
 
 
@@ -269,15 +277,21 @@ def measured() -> Iterator[Result]:
         warnings.simplefilter("ignore")
         for case in CASES:
             wanted: Found | None = None
+            own: list[Found] = []
             for accel in ("off", "auto"):
                 folder = Path(temporary) / f"{case.name}-{accel}"
                 prepared = prepare(recipe(Path(temporary), case, accel))
-                (loss, gradient), examples = ours(prepared, folder)
+                found, examples = ours(prepared, folder)
                 wanted = wanted or case.theirs(prepared, folder, examples)
-                difference = float((gradient - wanted[1]).norm() / wanted[1].norm())
-                yield Result(
-                    f"{case.name}, accel {accel}", case.against, abs(loss - wanted[0]) / abs(wanted[0]), difference
-                )
+                own.append(found)
+                yield Result(f"{case.name}, accel {accel}", case.against, *apart(found, wanted))
+            yield Result(f"{case.name}, on and off", "itself", *apart(*own))
+
+
+def apart(found: Found, wanted: Found) -> tuple[float, float]:
+    """The relative differences of two losses and of two gradients."""
+    (loss, gradient), (other, there) = found, wanted
+    return abs(loss - other) / abs(other), float((gradient - there).norm() / there.norm())
 
 
 def main() -> int:
@@ -287,12 +301,12 @@ def main() -> int:
     ).parse_args()
     disable_progress_bars()
     results = []
-    print(f"{'case':<28} {'against TRL':<14} {'loss':>8} {'gradient':>9} {'tolerated':>9}")
+    print(f"{'case':<28} {'against TRL':<14} {'loss':>8} {'gradient':>9}")
     for result in measured():
         results.append(result)
         print(
             f"{result.case:<28} {result.against:<14} {result.loss:>8.1e} {result.gradient:>9.1e}"
-            f" {result.tolerance:>9.0e}{'' if result.holds else '  OUT OF TOLERANCE'}",
+            f"{'' if result.holds else '  OUT OF TOLERANCE'}",
             flush=True,
         )
     holds = all(result.holds for result in results)

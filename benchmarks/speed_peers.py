@@ -140,6 +140,8 @@ def dpo(side: str, given: dict[str, Any], folder: Path, clock: Clock) -> None:
             train_dataset=Dataset.from_list(rows),
             processing_class=AutoTokenizer.from_pretrained(given["base"]),
         )
+        if "ref" in trainer.model.peft_config:  # a copy of the adapter that was loaded; the base is the same, and less
+            trainer.model.delete_adapter("ref")
         run(trainer, clock)
 
 

@@ -74,6 +74,8 @@ class Order:
         """Steps of a chat work, and the rows of each: few of them where TRL's defaults compute bf16 in software."""
         if self.work.endswith("-default") and not has_fast_bf16("cpu"):
             return (2, 1) if self.quick else (2, 4)
+        if self.work == "dpo":  # of which every step counts
+            return (2, 2) if self.quick else (4, 8)
         return (3, 3) if self.quick else (12, 8)
 
     def recipe(self) -> Recipe:
