@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import onsa
+import tiny
 from onsa.engine.events import Stepped
 from onsa.models.attention import in_line, products
 from onsa.spec.recipe import parse_recipe
@@ -18,15 +19,18 @@ from onsa.spec.recipe import parse_recipe
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
-@pytest.fixture(params=["bert", "llama"])
-def recipe(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Every weight of a tiny BERT, or LoRA on a tiny Llama; without dropout, whose draws are the device's own."""
+@pytest.fixture(params=["bert", "llama", "pairs"])
+def recipe(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """Every weight of a tiny BERT, or LoRA on a tiny Llama, over talks or over pairs of answers; without dropout, whose
+    draws are the device's own."""
     if request.param == "bert":
         base, data = request.getfixturevalue("tiny_bert"), request.getfixturevalue("topics_csv")
-        network = without_dropout(base, request.getfixturevalue("tmp_path") / "bert")
+        network = without_dropout(base, tmp_path / "bert")
         made: dict[str, Any] = {"model": str(network), "data": str(data), "adaptation": "full"}
     else:
-        base, data = request.getfixturevalue("tiny_llama"), request.getfixturevalue("chat_jsonl")
+        base = request.getfixturevalue("tiny_llama")
+        pairs = request.param == "pairs"
+        data = tiny.write_pairs(tmp_path / "pairs.jsonl") if pairs else request.getfixturevalue("chat_jsonl")
         made = {"model": str(base), "data": str(data), "adaptation": "lora"}
     return made | {
         "optimizer": {"kind": "adamw", "lr": 1e-3},
