@@ -1,12 +1,12 @@
 """Speed: Onsa's training against its peers', on the same weights, rows and steps.
 
-Run as ``python -m benchmarks.speed``; ``--quick`` takes few steps and one repeat, ``--only NAME`` one work of the
-table. Prints a table, then one JSON line with all figures. It exits with 1 where a *result* is wrong (the losses of the
+Run as ``python -m benchmarks.speed``; ``--quick`` takes few steps, one repeat and some of the works, ``--only NAME``
+one work. Prints a table, then one JSON line with all figures. It exits with 1 where a *result* is wrong (the losses of the
 exact comparison differ, other parameters train, or a side did not finish), never for a time.
 
 Every measurement has a process of its own (:mod:`benchmarks.speed_side` for Onsa, :mod:`benchmarks.speed_peers` for
 the others, which load nothing of Onsa) with two threads; ours and the peers' alternate, and medians count. Where a row
-names several ways to use a peer, the first repeat measures all (a quick run the first two), and the others the fastest
+names several ways to use a peer, the first repeat measures all (a quick run the first one), and the others the fastest
 of them. What both sides need lies on the disk beforehand: initial weights, and rows that are tokenised already.
 
 - Speed is that of whole steps, data loading included: trained tokens a second for chat, rows a second for
@@ -78,7 +78,8 @@ class Row:
 
 BEST = ("trl-unpadded", "trl-grouped", "trl-plain", "trl-packed")
 SETFIT = ("setfit", "logistic")
-DPO = ("trl-plain", "trl-kept", "trl-default")
+DPO = ("trl-kept", "trl-plain", "trl-default")
+LONG = ("topics-lora", "full-default")  # works that a quick run leaves out
 EVERY_STEP = ("topics", "dpo")  # works of which the first step counts as well
 ROWS = (
     Row("LoRA SFT", "lora-default", ("trl-default",), 8.0),
@@ -156,7 +157,7 @@ class Bench:
         for repeat in range(self.repeats):
             found["ours"].append(self.once(work, "ours"))
             for group in groups:
-                tried = group[:2] if self.quick else group
+                tried = group[:1] if self.quick else group
                 for side in tried if repeat == 0 else filter(None, [fastest(group, found)]):
                     found.setdefault(side, []).append(self.once(work, side))
         return found
@@ -175,7 +176,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=REPEATS)
     parser.add_argument("--setfit-python", default=os.environ.get("ONSA_SETFIT_PYTHON"), help="a Python with SetFit")
     asked = parser.parse_args()
-    works = asked.only or _works(ROWS)
+    works = asked.only or [work for work in _works(ROWS) if not asked.quick or work not in LONG]
     started, results, measured = datetime.now(UTC), [], {}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), asked.quick, 1 if asked.quick else asked.repeats, asked.setfit_python)
