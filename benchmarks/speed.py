@@ -1,12 +1,12 @@
 """Speed: Onsa's training against its peers', on the same weights, rows and steps.
 
 Run as ``python -m benchmarks.speed``; ``--quick`` takes few steps, one repeat and some of the works, ``--only NAME``
-one work. Prints a table, then one JSON line with all figures. It exits with 1 where a *result* is wrong (the losses of the
-exact comparison differ, other parameters train, or a side did not finish), never for a time.
+one work. Prints a table, then one JSON line with all figures. It exits with 1 where a *result* is wrong (the losses of
+the exact comparison differ, other parameters train, or a side did not finish), never for a time.
 
 Every measurement has a process of its own (:mod:`benchmarks.speed_side` for Onsa, :mod:`benchmarks.speed_peers` for
 the others, which load nothing of Onsa) with two threads; ours and the peers' alternate, and medians count. Where a row
-names several ways to use a peer, the first repeat measures all (a quick run the first one), and the others the fastest
+names several ways to use a peer, the first repeat measures all (a quick run the first), and the others the fastest
 of them. What both sides need lies on the disk beforehand: initial weights, and rows that are tokenised already.
 
 - Speed is that of whole steps, data loading included: trained tokens a second for chat, rows a second for
