@@ -56,7 +56,7 @@ def logits(answering: Mixed, questions: Sequence[Question]) -> Tensor:
                 for (one, row), name in zip(ready, policy.adapter_R or (), strict=True)
             ]
         )
-    return policy.classes(collate([one.encoded(row) for one, row in ready]))
+    return policy.classes(collate([one.asked(row) for one, row in ready]))
 
 
 @pytest.mark.parametrize("head", ["rows", "tokens"])
@@ -86,7 +86,7 @@ def test_a_mixed_batch_answers_as_each_adapter_alone(
             places = [place for place, question in enumerate(questions) if question.adapter == run.id]
             asked = [checked(single.task, "none", questions[place].given, 1) for place in places]
             if head == "rows":
-                alone_RC = single.policy.classes(collate([single.encoded(row) for row in asked]))
+                alone_RC = single.policy.classes(collate([single.asked(row) for row in asked]))
             else:
                 rows = [torch.tensor([prompt]) for prompt in single.prompts(asked)]
                 alone_RC = torch.stack([single.policy.network(input_ids=row).logits[0, -1] for row in rows])

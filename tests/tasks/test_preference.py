@@ -17,6 +17,7 @@ from onsa.data.profiling import profile
 from onsa.data.read import read
 from onsa.data.table import Row
 from onsa.models.batch import collate
+from onsa.programs.preflight import view
 from onsa.programs.resolve import recognise
 from onsa.spec.errors import DataError, OnsaError
 from onsa.spec.sections import Data
@@ -149,3 +150,9 @@ def test_objective_and_task_agree_or_are_refused(tiny_llama: Path, tmp_path: Pat
         with pytest.raises(OnsaError) as caught:
             trial.ready(tiny_llama, data, **sections)
         assert [problem.code for problem in caught.value.problems] == ["objective-mismatch"]
+
+
+def test_check_shows_each_answer_behind_its_rank(talker: Any) -> None:
+    found = view(Preference().encode(row(**PAIR), talker, 256), talker)
+    assert [trains for _, trains in found] == [False, False, True, False, True]
+    assert [text for text, _ in found[1:]] == ["\n[0] ", "it is wet<|im_end|>", "\n[1] ", "no<|im_end|>"]

@@ -98,7 +98,16 @@ def tokens(
 
 
 def view(example: Example, tokenizer: Any) -> list[tuple[str, bool]]:
-    """A row's text in pieces, each with whether it trains: what ``onsa check`` shows in colour."""
+    """A row's text in pieces, each with whether it trains: what ``onsa check`` shows in colour.
+
+    Answers stand below each other, each behind its rank.
+    """
+    if example.part_P is not None:
+        prompt, *answers = np.split(example.token_T, np.cumsum(example.part_P)[:-1])
+        found = [(tokenizer.decode(prompt), False)]
+        for rank, answer in zip(example.target, answers, strict=True):
+            found += [(f"\n[{rank:g}] ", False), (tokenizer.decode(answer), True)]
+        return found
     if example.weight_T is None:
         return [(tokenizer.decode(example.token_T), False)]
     pieces: list[tuple[list[int], bool]] = []
