@@ -55,6 +55,15 @@ def test_ranking_goes_on_where_it_stopped(talker: Run, onsa: Onsa, monkeypatch: 
     assert said.code == 0 and "0 ranked now, 5 in all" in " ".join(said.out.split())
 
 
+def test_a_prompt_is_no_markup(talker: Run, onsa: Onsa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [{"role": "user", "content": "what is [/] and [bold]rain like"}]
+    path = tmp_path / "asked.jsonl"
+    path.write_text(json.dumps({"messages": asked}) + "\n")
+    typed("1", monkeypatch)
+    said = onsa("feedback", "rank", talker.id, "--input", path)
+    assert said.code == 0 and "what is [/] and [bold]rain like" in said.out
+
+
 def test_what_people_say_can_be_learnt_from(
     talker: Run, tiny_llama: Path, onsa: Onsa, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,3 +156,10 @@ def test_check_shows_each_answer_behind_its_rank(talker: Any) -> None:
     found = view(Preference().encode(row(**PAIR), talker, 256), talker)
     assert [trains for _, trains in found] == [False, False, True, False, True]
     assert [text for text, _ in found[1:]] == ["\n[0] ", "it is wet<|im_end|>", "\n[1] ", "no<|im_end|>"]
+
+
+def test_a_head_on_an_encoder_is_not_warned_of_a_missing_end(tiny_bert: Path, tmp_path: Path) -> None:
+    data = tiny.write_pairs(tmp_path / "pairs.jsonl")
+    prepared = trial.ready(tiny_bert, data, objective="reward", adaptation="full")
+    assert prepared.tokenizer.eos_token_id is None
+    assert "eos-missing" not in {problem.code for problem in prepared.problems}

@@ -54,7 +54,8 @@ def _ranked(opened: Bench, console: Console, rows: int) -> int:
     path, said = path_of(opened.run), 0
     console.print(say("feedback-keys"), style="dim")
     for candidate in opened.candidates(known(path, opened.predictor.task)):  # type: ignore[arg-type]
-        console.print(f"\n[bold]{say('feedback-prompt')}[/]\n", candidate.text, markup=True)
+        console.print(f"\n[bold]{say('feedback-prompt')}[/]")
+        console.print(candidate.text, markup=False)
         for number, answer in enumerate(candidate.answers, 1):
             console.print(f"\n[bold]{number}[/]")
             console.print(answer, markup=False)

@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from onsa.data.table import Dataset, Row, place
 from onsa.models.batch import Example, sizes
+from onsa.models.heads import Head
 from onsa.spec.errors import DataError, Level, Problem
 from onsa.spec.recipe import Recipe
-from onsa.tasks.base import Task, TokenTask
+from onsa.tasks.base import Task
 from onsa.tasks.chat import Chat
 
 EXAMPLES = 3
@@ -21,7 +22,7 @@ EXAMPLES = 3
 
 def template(task: Task, dataset: Dataset, tokenizer: Any, name: str) -> list[Problem]:
     """Whether the base's chat template exists, ends turns, and gives back what was put in."""
-    if not isinstance(task, TokenTask):
+    if task.head is not Head.TOKENS:
         return []
     if isinstance(task, Chat) and not tokenizer.chat_template:
         return [Problem("template-missing", {"value": name}, key="model.name")]
