@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ import numpy.typing as npt
 from onsa.data.dataset import fingerprint
 from onsa.data.table import Row
 from onsa.engine.batches import encode
-from onsa.models.batch import Example, Sizes
+from onsa.models.batch import Example, Made, Sizes
 from onsa.models.load import tokenizer_hash
 from onsa.store.atomic import explained, publish, sha256_file
 from onsa.store.cache import draft, make_room, root, size
@@ -44,7 +44,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Tokenised(Sequence[Example]):
+class Tokenised(Made):
     """Examples that are read from the disk when they are asked for.
 
     ends_R: where each row ends among the tokens; ``token_N`` and the others are mapped from files.
@@ -78,18 +78,7 @@ class Tokenised(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.ends_R)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        index %= len(self)
+    def at(self, index: int) -> Example:
         part = slice(int(self.ends_R[index - 1]) if index else 0, int(self.ends_R[index]))
         target, part_P = None if self.target_R is None else self.target_R[index], None
         if self.parts is not None:

@@ -33,6 +33,12 @@ class Pairs:
     row_P: Tensor
 
 
+def in_order(win_P: Tensor, margin_P: Tensor) -> Tensor:
+    """Of each pair, by how much its first answer is ahead: is it in the right order, 1 or 0; of a tie, 1/2."""
+    ahead_P = (margin_P > 0).float() + 0.5 * (margin_P == 0).float()
+    return win_P * ahead_P + (1 - win_P) * (1 - ahead_P)
+
+
 @dataclass(frozen=True)
 class Answers:
     """The parts of some rows.

@@ -14,10 +14,11 @@ answer, and M equals A.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -205,6 +206,27 @@ def _answering(batch: Batch, examples: Sequence[Example]) -> Batch:
     offset_M = asked_M - start_A2[answer_M, 0]
     predict_M = torch.where(offset_M == 0, start_A2[answer_M, 1] - 1, batch.predict_M)
     return replace(batch, predict_M=predict_M, answers=Answers(part_RP, rank_A, answer_M, offset_M))
+
+
+class Made(Sequence[Example]):
+    """The base of examples that are made when they are asked for."""
+
+    @abstractmethod
+    def at(self, index: int) -> Example:
+        """The example of an index from 0."""
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self.at(place) for place in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self.at(index % len(self))
 
 
 def texts(example: Example) -> list[Example]:

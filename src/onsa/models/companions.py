@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import overload
 
 import numpy as np
 
-from onsa.models.batch import Example, sizes
+from onsa.models.batch import Example, Made, sizes
 
 
-class Companioned(Sequence[Example]):
+class Companioned(Made):
     """Rows that hold answers, each with the first answer of the next row as its companion's.
 
     Args:
@@ -25,15 +24,7 @@ class Companioned(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.examples)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+    def at(self, index: int) -> Example:
         own, other = self.examples[index], self.examples[(index + 1) % len(self)]
         assert own.part_P is not None and other.part_P is not None, "rows that hold answers"
         prompt, first = own.part_P[0], other.part_P[0]

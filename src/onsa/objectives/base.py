@@ -14,7 +14,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional
 
-from onsa.models.answers import Answers
+from onsa.models.answers import Answers, in_order
 from onsa.models.batch import Batch
 from onsa.models.policy import Models
 from onsa.spec.component import Component, Form
@@ -106,9 +106,8 @@ class Compared:
     def loss(self, loss_P: Tensor) -> Loss:
         """The loss of all pairs, with the share that is in the right order (half of a tie) and the mean margin."""
         margin_P = self.margin_P.detach()
-        apart_P = (margin_P > 0).float() + 0.5 * (margin_P == 0).float()
-        right_P = self.win_P * apart_P + (1 - self.win_P) * (1 - apart_P)
-        metrics = {"accuracy": (self.weight_P * right_P).sum(), "margin": (self.weight_P * margin_P).sum()}
+        right = (self.weight_P * in_order(self.win_P, margin_P)).sum()
+        metrics = {"accuracy": right, "margin": (self.weight_P * margin_P).sum()}
         return Loss((self.weight_P * loss_P).sum(), self.weight_P.sum(), metrics)
 
 
@@ -129,9 +128,10 @@ def log_ratios(models: Models, batch: Batch) -> Tensor:
     return answers_of(batch).summed(logprob_M - models.reference.logprobs(batch).to(logprob_M.device))
 
 
-def lengths(batch: Batch) -> Tensor:
-    """How many predictions each answer has, ``length_A``."""
-    return answers_of(batch).summed((batch.weight_M != 0).float()).clamp_min(1)
+def a_token(batch: Batch, value_A: Tensor) -> Tensor:
+    """A sum over each answer's predictions as the mean over them."""
+    length_A = answers_of(batch).summed((batch.weight_M != 0).float()).clamp_min(1)
+    return value_A / length_A.to(value_A.device)
 
 
 def counts(batch: Batch) -> Tensor:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from onsa.models.batch import Batch
 from onsa.models.policy import Models
-from onsa.objectives.base import Compared, Loss, Objective, lengths, likelihoods, logistic
+from onsa.objectives.base import Compared, Loss, Objective, a_token, likelihoods, logistic
 from onsa.spec.component import Form
 from onsa.spec.sections import Share
 
@@ -30,6 +30,6 @@ class Cpo(Objective):
 
     def __call__(self, models: Models, batch: Batch) -> Loss:
         logprob_A = likelihoods(models, batch)
-        means = Compared.of(batch, logprob_A / lengths(batch).to(logprob_A.device))
+        means = Compared.of(batch, a_token(batch, logprob_A))
         pairs = Compared.of(batch, self.beta * logprob_A)
         return pairs.loss(pairs.either(logistic, self.label_smoothing) - self.alpha * means.better_P)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from onsa.models.batch import Batch
 from onsa.models.policy import Models
-from onsa.objectives.base import Compared, Loss, Objective, Role, lengths, log_ratios
+from onsa.objectives.base import Compared, Loss, Objective, Role, a_token, log_ratios
 from onsa.spec.component import Form
 
 
@@ -25,6 +25,5 @@ class Ipo(Objective):
     beta: Annotated[float, Field(gt=0)] = 0.1
 
     def __call__(self, models: Models, batch: Batch) -> Loss:
-        ratio_A = log_ratios(models, batch)
-        pairs = Compared.of(batch, ratio_A / lengths(batch).to(ratio_A.device))
+        pairs = Compared.of(batch, a_token(batch, log_ratios(models, batch)))
         return pairs.loss(pairs.either(lambda margin_P: (margin_P - 1 / (2 * self.beta)).square()))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onsa.models.batch import Batch
 from onsa.models.policy import Models
-from onsa.objectives.base import Compared, Loss, Objective, lengths, likelihoods, logistic
+from onsa.objectives.base import Compared, Loss, Objective, a_token, likelihoods, logistic
 from onsa.spec.component import Form
 
 
@@ -25,8 +25,7 @@ class Orpo(Objective):
     beta: Annotated[float, Field(gt=0)] = 0.1
 
     def __call__(self, models: Models, batch: Batch) -> Loss:
-        logprob_A = likelihoods(models, batch)
-        mean_A = logprob_A / lengths(batch).to(logprob_A.device)
+        mean_A = a_token(batch, likelihoods(models, batch))
         means, pairs = Compared.of(batch, mean_A), Compared.of(batch, log_odds(mean_A))
         return pairs.loss(self.beta * pairs.either(logistic) - means.better_P)
 

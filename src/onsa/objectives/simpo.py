@@ -8,7 +8,7 @@ from pydantic import Field
 
 from onsa.models.batch import Batch
 from onsa.models.policy import Models
-from onsa.objectives.base import Compared, Loss, Objective, lengths, likelihoods, logistic
+from onsa.objectives.base import Compared, Loss, Objective, a_token, likelihoods, logistic
 from onsa.spec.component import Form
 
 
@@ -26,6 +26,5 @@ class Simpo(Objective):
     gamma: Annotated[float, Field(ge=0)] = 1.0
 
     def __call__(self, models: Models, batch: Batch) -> Loss:
-        logprob_A = likelihoods(models, batch)
-        pairs = Compared.of(batch, self.beta * logprob_A / lengths(batch).to(logprob_A.device))
+        pairs = Compared.of(batch, self.beta * a_token(batch, likelihoods(models, batch)))
         return pairs.loss(pairs.either(lambda margin_P: logistic(margin_P - self.gamma)))

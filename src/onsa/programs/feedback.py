@@ -19,7 +19,6 @@ from onsa.data.compare import Messages
 from onsa.data.read import read_file
 from onsa.data.split import normal, unit
 from onsa.data.table import Row
-from onsa.models.heads import Head
 from onsa.models.sampling import Sampling
 from onsa.programs.predict import as_rows, open_run
 from onsa.programs.prepare import prepare
@@ -32,7 +31,7 @@ from onsa.store.run import Run
 from onsa.tasks.base import Task, TokenTask
 
 FOLDER, PEOPLE = "feedback", "people.jsonl"
-DRAWS = 6  # answers that are drawn until two differ
+DRAWS = 6  # answers that are drawn, so that two differ
 Side = Literal["first", "second", "tie"]
 
 
@@ -63,6 +62,10 @@ class Verdict:
     tie: bool
     by: str
     notes: dict[str, Any] | None = None
+
+    def text(self, task: TokenTask) -> str:
+        """The prompt as a task has it in words."""
+        return task.inputs(Row(task.from_messages(self.prompt), "", 0))
 
     @staticmethod
     def of(candidate: Candidate, better: Side, by: str, notes: dict[str, Any] | None = None) -> Verdict:
@@ -114,7 +117,7 @@ def bench(ref: str | Run, source: Path | None = None, seed: int = 7, temperature
     """
     run, recipe = open_run(ref)
     task = cast(Task, recipe.task)
-    if task.head is not Head.TOKENS or cast(TokenTask, task).from_messages([]) is None:
+    if not task.talks:
         raise StoreError.of("run-not-chat", file=run.id, task=task.kind)
     if recipe.adaptation is not None and cast(Any, recipe.adaptation).places():
         raise RecipeError.of("feedback-soft-prompt", key="adaptation", adaptation=recipe.adaptation.kind)
@@ -159,7 +162,7 @@ def keep(path: Path, verdict: Verdict) -> None:
 
 def known(path: Path, task: TokenTask) -> list[int]:
     """The prompts that a file has verdicts on, by what they are known by."""
-    return [unit(normal(task.inputs(Row(task.from_messages(one.prompt) or {}, "", 0)))) for one in verdicts(path)]
+    return [unit(normal(one.text(task))) for one in verdicts(path)]
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,8 @@ class Agreement:
     """How far two say the same of the same answers.
 
     count: prompts on which both spoke and neither saw a tie; ``share`` of them on which they agree; ``kappa``: the same
-    over chance (Cohen 1960), where what either prefers first is counted by the place in which the answers were shown.
+    over chance (Cohen 1960), for the answers in the order of their letters; ``None`` where one of the two orders is all
+    that either of them saw.
     """
 
     count: int
@@ -180,15 +184,16 @@ def agreement(one: Sequence[Verdict], other: Sequence[Verdict]) -> Agreement:
     orders = {(_said(verdict), *sorted((verdict.chosen, verdict.rejected))): verdict for verdict in one}
     pairs = []
     for verdict in other:
-        mine = orders.get((_said(verdict), *sorted((verdict.chosen, verdict.rejected))))
-        if mine is not None and not mine.tie and not verdict.tie:
-            pairs.append((mine.chosen < mine.rejected, verdict.chosen < verdict.rejected))
+        same = orders.get((_said(verdict), *sorted((verdict.chosen, verdict.rejected))))
+        if same is not None and not same.tie and not verdict.tie:
+            pairs.append((same.chosen < same.rejected, verdict.chosen < verdict.rejected))
     if not pairs:
         return Agreement(0, None, None)
-    left, right = (np.asarray(side, np.float64) for side in zip(*pairs, strict=True))
-    share = float((left == right).mean())
-    chance = float(left.mean() * right.mean() + (1 - left.mean()) * (1 - right.mean()))
-    return Agreement(len(pairs), share, (share - chance) / (1 - chance) if chance < 1 else None)
+    from sklearn.metrics import cohen_kappa_score
+
+    mine, theirs = zip(*pairs, strict=True)
+    kappa = float(cohen_kappa_score(mine, theirs)) if len({*mine, *theirs}) > 1 else None
+    return Agreement(len(pairs), float(np.mean(np.equal(mine, theirs))), kappa)
 
 
 def _said(verdict: Verdict) -> str:

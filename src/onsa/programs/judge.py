@@ -70,7 +70,7 @@ class ByWords(Judge):
         asked = say("judge-asks", constitution=self.constitution, prompt=candidate.text, a=answers[0], b=answers[1])
         task, tokenizer = cast(TokenTask, self.predictor.task), self.predictor.tokenizer
         values = task.from_messages([{"role": "user", "content": asked}])
-        (prompt,) = self.predictor.prompts([Row(values or {}, "", 0)])
+        (prompt,) = self.predictor.prompts([Row(values, "", 0)])
         examples = []
         for letter in LETTERS:
             token = tokenizer(letter, add_special_tokens=False)["input_ids"][0]
@@ -159,5 +159,4 @@ def told(bench: Bench, by: Judge) -> Judged:
 def _again(verdict: Verdict, task: TokenTask) -> Candidate:
     """What a person has seen, whichever of the answers it was that came first."""
     answers = sorted((verdict.chosen, verdict.rejected))
-    text = task.inputs(Row(task.from_messages(verdict.prompt) or {}, "", 0))
-    return Candidate(verdict.prompt, text, (answers[0], answers[1]))
+    return Candidate(verdict.prompt, verdict.text(task), (answers[0], answers[1]))

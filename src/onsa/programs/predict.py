@@ -18,7 +18,7 @@ from onsa.spec.recipe import Recipe, parse_recipe
 from onsa.spec.sections import Data
 from onsa.store.run import Run
 from onsa.store.runs import Store
-from onsa.tasks.base import Task, TokenTask, text_of
+from onsa.tasks.base import Task, text_of
 
 
 def open_run(ref: str | Run) -> tuple[Run, Recipe]:
@@ -191,5 +191,6 @@ def conversation(ref: str, base: bool, more: Sequence[str] = ()) -> Conversation
 
 
 def _chats(name: str, recipe: Recipe) -> None:
-    if not isinstance(recipe.task, TokenTask) or recipe.task.from_messages([]) is None:
-        raise StoreError.of("run-not-chat", file=name, task=cast(Task, recipe.task).kind)
+    task = cast(Task, recipe.task)
+    if not task.talks:
+        raise StoreError.of("run-not-chat", file=name, task=task.kind)

@@ -28,7 +28,7 @@ from onsa.spec.recipe import Recipe, parse_recipe
 from onsa.spec.sections import Train
 from onsa.store.run import State
 from onsa.store.runs import Store
-from onsa.tasks.base import Match, Task, TokenTask
+from onsa.tasks.base import Match, Task
 
 Lengths = npt.NDArray[np.int64]
 SMALL_MODEL = 60_000_000  # parameters up to which full tuning is the better default for a row head
@@ -186,9 +186,7 @@ def with_rhythm(recipe: Recipe, steps_an_epoch: int) -> Recipe:
 
 def can_judge(task: Task) -> bool:
     """Whether a model of a task can say which of two answers is better: by scores, or in words."""
-    if task.outputs == ("score",):
-        return True
-    return task.head is Head.TOKENS and cast(TokenTask, task).from_messages([]) is not None
+    return task.talks or task.outputs == ("score",)
 
 
 def with_judge(recipe: Recipe) -> Recipe:
@@ -201,7 +199,7 @@ def with_judge(recipe: Recipe) -> Recipe:
     if recipe.evaluate.judge is None:
         return recipe
     task = cast(Task, recipe.task)
-    if task.head is Head.ROWS or not recipe.evaluate.baseline or cast(TokenTask, task).from_messages([]) is None:
+    if not (task.talks and recipe.evaluate.baseline):
         raise RecipeError.of("judge-idle", key="evaluate.judge", task=task.kind)
     with Store() as store:
         run = store.find(recipe.evaluate.judge)

@@ -19,7 +19,7 @@ RATE = "win_rate"
 def wins(prepared: Prepared, rows: Sequence[Row], tuned: Sequence[str], base: Sequence[str]) -> Outcome:
     """Of each prompt 1 where the tuned model's answer is preferred, 0 where the base's is, 1/2 where neither is.
 
-    No answer is worse than any.
+    An empty answer is worse than any other.
     """
     task, ref = cast(TokenTask, prepared.task), prepared.recipe.evaluate.judge
     assert ref is not None, "a judge was asked for"

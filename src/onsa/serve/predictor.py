@@ -78,7 +78,6 @@ class Predictor:
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
         """The assistant's next turn in a conversation."""
         values = cast(TokenTask, self.task).from_messages(messages)
-        assert values is not None, "only a task that knows conversations is asked to lead one"
         return self.answers([as_row(self.task, self.normalise, values)])[0]
 
     @property

@@ -119,6 +119,11 @@ class Task(Component):
     def recognise(cls, profile: Profile) -> Match | None:
         """How well a table fits this task, or ``None`` where it does not."""
 
+    @property
+    def talks(self) -> bool:
+        """Whether a model of this task leads conversations."""
+        return False
+
     def suited(self, reads: frozenset[Form]) -> Task:
         """This task as an objective that reads these forms can learn it."""
         return self
@@ -197,12 +202,12 @@ class TokenTask(Task):
     def prompt(self, row: Row, tokenizer: Any) -> list[int]:
         """The tokens that an answer to this row is generated from."""
 
-    def from_messages(self, messages: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-        """The values of a row, by role, that stand for a conversation; ``None`` of a task that knows none."""
-        return None
+    def from_messages(self, messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The values of a row, by role, that stand for a conversation, of a task that ``talks``."""
+        return {}
 
     def prompt_messages(self, row: Row) -> list[dict[str, Any]]:
-        """What :meth:`prompt` is made of, of a task that knows conversations."""
+        """What :meth:`prompt` is made of, of a task that ``talks``."""
         return []
 
     def asks(self, row: Row) -> bool:

@@ -79,7 +79,11 @@ class Chat(TokenTask):
     def from_text(self, text: str) -> dict[str, Any]:
         return {"messages": [{"role": "user", "content": text}]}
 
-    def from_messages(self, messages: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    @property
+    def talks(self) -> bool:
+        return True
+
+    def from_messages(self, messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {"messages": list(messages)}
 
     def prompt_messages(self, row: Row) -> list[dict[str, Any]]:

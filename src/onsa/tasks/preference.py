@@ -15,7 +15,7 @@ from onsa.data import preferences
 from onsa.data.compare import Comparison, Messages, check_comparison, to_comparison
 from onsa.data.profile import Look, Profile
 from onsa.data.table import Row
-from onsa.models.answers import Answers
+from onsa.models.answers import Answers, in_order
 from onsa.models.batch import Batch, Example
 from onsa.models.heads import Head
 from onsa.models.policy import Policy
@@ -156,8 +156,12 @@ class Preference(TokenTask):
     def from_text(self, text: str) -> dict[str, Any]:
         return {"prompt": text}
 
-    def from_messages(self, messages: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-        return {"prompt": list(messages)} if self.head is Head.TOKENS else None
+    @property
+    def talks(self) -> bool:
+        return self.head is Head.TOKENS
+
+    def from_messages(self, messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return {"prompt": list(messages)}
 
     def encode(self, row: Row, tokenizer: Any, max_length: int) -> Example:
         """The prompt's tokens once, then those of each answer with the end of its turn.
@@ -227,8 +231,7 @@ class Preference(TokenTask):
             return _judged(batch, answers, value_A)
         pairs = answers.pairs()
         margin_P = value_A[pairs.first_P] - value_A[pairs.second_P]
-        ahead_P = (margin_P > 0).double() + 0.5 * (margin_P == 0).double()
-        right_P = pairs.win_P * ahead_P + (1 - pairs.win_P) * (1 - ahead_P)
+        right_P = in_order(pairs.win_P, margin_P).double()
         loss_P = -pairs.win_P * functional.logsigmoid(margin_P) - (1 - pairs.win_P) * functional.logsigmoid(-margin_P)
         columns = torch.stack([loss_P, right_P, margin_P, (margin_P.sigmoid() - pairs.win_P).square()], 1)
         found = torch.zeros(len(batch.row_R), len(columns[0]), dtype=torch.float64)
