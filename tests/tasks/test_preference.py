@@ -163,3 +163,13 @@ def test_a_head_on_an_encoder_is_not_warned_of_a_missing_end(tiny_bert: Path, tm
     prepared = trial.ready(tiny_bert, data, objective="reward", adaptation="full")
     assert prepared.tokenizer.eos_token_id is None
     assert "eos-missing" not in {problem.code for problem in prepared.problems}
+
+
+@pytest.mark.parametrize(("column", "taken"), [("ranks", True), ("scores", False)])
+def test_scores_are_not_taken_for_ranks(column: str, taken: bool, tmp_path: Path) -> None:
+    """The best of ranks is the lowest, of scores the highest."""
+    path = tmp_path / "rows.jsonl"
+    row = {"prompt": "why", "answers": ["a", "b"], column: [0, 1]}
+    path.write_text("".join(json.dumps({**row, "n": n}) + "\n" for n in range(30)))
+    _, match = recognise(profile(read(Data(path=str(path)))), str(path))
+    assert ("ranks" in match.columns) == taken

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onsa.data.convert import Fault, check_shape, to_messages, to_tools
+from onsa.data.profiling import is_blank
 
 Messages = list[dict[str, Any]]
 GOOD = ("1", "true", "good", "yes", "chosen", "desirable", "up", "+1", "👍")
@@ -91,14 +92,14 @@ def _prompt(values: Mapping[str, Any]) -> tuple[Messages, list[dict[str, Any]] |
         offered = to_tools(tools)
     except ValueError as error:
         raise ComparisonError("tools-refused", reason=str(error)) from None
-    if _blank(value):
+    if is_blank(value):
         return [], offered
     return _messages(value, "user", "prompt"), offered
 
 
 def _answer(value: Any, role: str) -> tuple[Messages, Messages]:
     """An answer's messages, and those before it where the value is a whole conversation."""
-    if _blank(value):
+    if is_blank(value):
         raise ComparisonError("answer-missing", role=role)
     messages = _messages(value, "assistant", role)
     begins = len(messages)
@@ -116,7 +117,7 @@ def _ranked(values: Mapping[str, Any]) -> tuple[list[tuple[Messages, Messages]],
         raise ComparisonError("answers-few", count=len(answers) if isinstance(answers, list | tuple) else 1)
     found = [_answer(value, f"answers[{place}]") for place, value in enumerate(answers)]
     ranks = _parsed(values.get("ranks"), "[")
-    if _blank(ranks):
+    if is_blank(ranks):
         return found, [float(place) for place in range(len(found))]
     try:
         numbers = [float(rank) for rank in ranks]
@@ -133,13 +134,13 @@ def _judged(label: Any, answered: bool) -> float:
     word = word.removesuffix(".0")
     if word in BAD:
         return 1.0
-    if word in GOOD or (_blank(label) and not answered):
+    if word in GOOD or (is_blank(label) and not answered):
         return 0.0
     raise ComparisonError("label-neither", value=label, good=", ".join(GOOD[:4]), bad=", ".join(BAD[:4]))
 
 
 def _tied(value: Any) -> bool:
-    return not _blank(value) and str(value).strip().lower() in ("1", "1.0", "true", "yes", "tie")
+    return not is_blank(value) and str(value).strip().lower() in ("1", "1.0", "true", "yes", "tie")
 
 
 def _messages(value: Any, speaker: str, role: str) -> Messages:
@@ -148,11 +149,9 @@ def _messages(value: Any, speaker: str, role: str) -> Messages:
     value = [value] if isinstance(value, Mapping) else value
     fault = check_shape(value)
     if fault is not None:
-        raise (
-            ComparisonError(fault[0], **fault[1])
-            if fault[0] != "messages-not-list"
-            else ComparisonError("answer-type", role=role, type=type(value).__name__)
-        )
+        if fault[0] == "messages-not-list":
+            raise ComparisonError("answer-type", role=role, type=type(value).__name__)
+        raise ComparisonError(fault[0], **fault[1])
     return to_messages({"messages": value})
 
 
@@ -170,7 +169,3 @@ def _said(messages: Messages) -> tuple[tuple[str, str], ...]:
     """What is said in messages, and by whom; calls count as words."""
     words = (f"{str(message.get('content') or '').strip()}{message.get('tool_calls') or ''}" for message in messages)
     return tuple(zip((str(message["role"]) for message in messages), words, strict=True))
-
-
-def _blank(value: Any) -> bool:
-    return value is None or value != value or value in ("", [], ()) or (isinstance(value, str) and not value.strip())

@@ -102,7 +102,7 @@ class Preference(TokenTask):
         answers = profile.named(*RANKINGS)
         if prompt and answers and answers.look in (Look.LABELS, Look.OTHER):
             columns = {**first, "answers": answers.name}
-            if (ranks := profile.named("ranks", "scores")) is not None:
+            if (ranks := profile.named("ranks", "rank")) is not None:
                 columns["ranks"] = ranks.name
             return Match(columns, 0.9, [("why-ranking", {"answers": answers.name})])
         completion, label = profile.named(*COMPLETIONS), profile.named(*LABELS)
