@@ -21,8 +21,20 @@ from onsa.objectives.base import Objective
 from onsa.programs.forecast import build, work
 from onsa.programs.prepare import Prepared, prepare
 from onsa.sources.base import Cursor
+from onsa.spec import registry
 from onsa.spec.recipe import parse_recipe
 
+# What kinds cannot do without, by axis and kind.
+NEEDED: dict[tuple[str, str], dict[str, Any]] = {
+    ("source", "rollouts"): {"reward": [{"kind": "length"}]},
+    ("reward", "function"): {"entry": "count"},
+    ("reward", "judge"): {"run": "judge"},
+    ("reward", "json-schema"): {"shape": {"type": "object"}},
+    ("reward", "model"): {"run": "scorer"},
+    ("reward", "regex"): {"pattern": "rain"},
+    ("reward", "string-check"): {"reference": "rain"},
+    ("reward", "text-similarity"): {"reference": "rain"},
+}
 TRAIN = {"batch_rows": 8, "max_steps": 6, "precision": "fp32"}
 ENGINE = {"kind": "local", "device": "cpu", "threads": 1}
 # Gradients that are zero but for rounding (a key's bias) must not be blown up to a whole step by Adam's quotient.
@@ -40,6 +52,19 @@ def ready(model: Path, data: Path, **sections: Any) -> Prepared:
 def opened(prepared: Prepared) -> Session:
     """A session over a freshly loaded and adapted base."""
     return prepared.engine.open(work(build(prepared)))
+
+
+def needed(axis: str, kind: str) -> dict[str, Any]:
+    """The least that a kind's settings are."""
+    return NEEDED.get((axis, kind), {})
+
+
+def placed(axis: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """A kind's settings where they stand in a recipe."""
+    if axis in registry.INNER:
+        outer, _, name = registry.INNER[axis].partition(".")
+        return {outer: {"kind": "rollouts", name: [settings]}}
+    return {axis: settings}
 
 
 def objective(prepared: Prepared) -> Objective:
@@ -66,6 +91,7 @@ def job(prepared: Prepared, session: Session, checkpoints: Path, **more: Any) ->
         "source": prepared.source,
         "feed": prepared.feed,
         "task": prepared.task,
+        "examiner": prepared.task,
         "objective": objective(prepared),
         "plan": prepared.plan,
         "validation": prepared.examples["validation"],

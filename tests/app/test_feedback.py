@@ -155,12 +155,12 @@ def test_mistakes_are_told(
     path.write_text('{"prompt": []}\n')
     with pytest.raises(DataError, match=r"people.jsonl"):
         verdicts(path)
-    from onsa.programs.judge import open_judge
+    from onsa.programs.judge import open_judge, read_constitution
 
     with pytest.raises(StoreError, match=classifier.id):
         open_judge(classifier.id)
     with pytest.raises(RecipeError, match="constitution"):
-        open_judge(talker.id, tmp_path / "none.txt")
+        read_constitution(tmp_path / "none.txt")
     scorer = reward(tiny_llama, tiny.write_pairs(tmp_path / "pairs.jsonl"))
     with pytest.raises(RecipeError, match="constitution"):
-        open_judge(scorer.id, path)
+        open_judge(scorer.id, "be brief")

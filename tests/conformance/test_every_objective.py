@@ -33,6 +33,10 @@ class Table:
         rows = self.weight_VV[batch.token_N[batch.predict_M]].log_softmax(1)
         return rows.gather(1, batch.target_M[:, None])[:, 0] * (1 - smoothing) + rows.mean(1) * smoothing
 
+    def valued(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        assert batch.predict_M is not None
+        return self.logprobs(batch), self.weight_VV[batch.token_N[batch.predict_M]].mean(1)
+
     def classes(self, batch: Batch) -> Tensor:
         batch = batch.unfolded()
         parts = self.weight_VV[batch.token_N, :CLASSES].split(list(batch.length_R))
@@ -59,6 +63,9 @@ def examples(form: Form) -> list[Example]:
             scored = form is Form.RANKED
             found.append(Example(token_T, None if scored else weight_T, rank_A, row=row, part_P=part_P))
             continue
+        if form is Form.PROMPTED:
+            found.append(answered(dice, row))
+            continue
         token_T = dice.integers(VOCABULARY, size=3 + row).astype(np.int32)
         if form is Form.TOKENS:
             weight_T = dice.integers(2, size=3 + row).astype(np.float32)
@@ -67,6 +74,20 @@ def examples(form: Form) -> list[Example]:
         else:
             found.append(Example(token_T, target=targets[form](), row=row))
     return found
+
+
+def answered(dice: np.random.Generator, row: int) -> Example:
+    """A prompt with three answers, and what is told of their tokens."""
+    part_P = (1 + row, *dice.integers(1, 5, size=3).tolist())
+    token_T = dice.integers(VOCABULARY, size=sum(part_P)).astype(np.int32)
+    answers_T = np.arange(len(token_T)) >= part_P[0]
+    reward_A = dice.normal(size=3)
+    found = Example(
+        token_T, answers_T.astype(np.float32), reward_A, row=row, part_P=part_P, graded={"reward": reward_A}
+    )
+    levels = {"drawn": -4.0, "old": -4.0, "reference": -4.0, "value": 0.0, "return": 0.5}
+    told = {name: (level + 0.3 * dice.normal(size=len(token_T))) * answers_T for name, level in levels.items()}
+    return found.telling(advantage=found.spread(dice.normal(size=3)), **told)
 
 
 def of_texts(of: Callable[[Any, Any], float]) -> Callable[[Any, list[Example]], tuple[float, float]]:
@@ -162,6 +183,67 @@ def contrastive(table_VV: Any, rows: list[Example]) -> tuple[float, float]:
     return preferred[0] + learnt[0], len(rows)
 
 
+def of_answers(of: Callable[[Any, Any, Any], float]) -> Callable[[Any, list[Example]], tuple[float, float]]:
+    """A formula of one answer: of its tokens' log-probabilities now, what is told of them, and the logits before."""
+
+    def total(table_VV: Any, rows: list[Example]) -> tuple[float, float]:
+        sums, count = 0.0, 0
+        for row in rows:
+            for answer, tokens, before in spans(row):
+                logit_LV = table_VV[before]
+                now_L = logit_LV[np.arange(len(tokens)), tokens] - np.log(np.exp(logit_LV).sum(1))
+                told = {name: value_T[answer].astype(np.float64) for name, value_T in row.told.items()}
+                sums += of(now_L, told, logit_LV)
+                count += 1
+        return sums, count
+
+    return total
+
+
+def spans(row: Example) -> list[tuple[slice, Any, Any]]:
+    """Each answer's place, its tokens, and the token before each."""
+    assert row.part_P is not None
+    found = []
+    for answer in row.answers():
+        tokens = row.token_T[answer]
+        found.append((answer, tokens, np.r_[row.token_T[row.part_P[0] - 1], tokens[:-1]]))
+    return found
+
+
+def surrogate(ratio: Any, advantage: Any, low: float, high: float) -> Any:
+    return -np.minimum(ratio * advantage, np.clip(ratio, 1 - low, 1 + high) * advantage)
+
+
+def clipped_tokens(now_L: Any, told: Any, _: Any) -> float:
+    return float(surrogate(np.exp(now_L - told["old"]), told["advantage"], 0.2, 0.2).mean())
+
+
+def clipped_sum(now_L: Any, told: Any, _: Any) -> float:
+    return float(surrogate(np.exp(now_L - told["old"]), told["advantage"], 0.2, 0.2).sum() / 64)
+
+
+def clipped_whole(now_L: Any, told: Any, _: Any) -> float:
+    return float(surrogate(np.exp((now_L - told["old"]).mean()), told["advantage"][0], 3e-4, 4e-4))
+
+
+def left_out(now_L: Any, told: Any, _: Any) -> float:
+    return float(surrogate(np.exp((now_L - told["old"]).sum()), told["advantage"][0], 0.2, 0.2))
+
+
+def with_critic(table_VV: Any, rows: list[Example]) -> tuple[float, float]:
+    """PPO's formula: a sum over tokens, and how many there are."""
+
+    def token_sums(now_L: Any, told: Any, logit_LV: Any) -> float:
+        policy_L = surrogate(np.exp(now_L - told["old"]), told["advantage"], 0.2, 0.2)
+        value_L = logit_LV.mean(1)
+        near_L = np.clip(value_L, told["value"] - 0.2, told["value"] + 0.2)
+        error_L = np.maximum((value_L - told["return"]) ** 2, (near_L - told["return"]) ** 2) / 2
+        return float((policy_L + 0.1 * error_L).sum())
+
+    total, _ = of_answers(token_sums)(table_VV, rows)
+    return total, sum(row.supervised for row in rows)
+
+
 def log_odds(mean: float) -> float:
     return float(np.log(np.exp(mean) / (1 - np.exp(mean))))
 
@@ -179,6 +261,11 @@ FORMULAS: dict[str, Callable[[Any, list[Example]], tuple[float, float]]] = {
     "orpo": of_pairs(lambda better, worse: -better - 0.1 * np.log(sigmoid(log_odds(better) - log_odds(worse))), "mean"),
     "cpo": contrastive,
     "kto": weighed,
+    "grpo": of_answers(clipped_tokens),
+    "dr-grpo": of_answers(clipped_sum),
+    "gspo": of_answers(clipped_whole),
+    "rloo": of_answers(left_out),
+    "ppo": with_critic,
 }
 
 

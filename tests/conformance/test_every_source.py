@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -9,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import trial
 from onsa.models.batch import Example
-from onsa.sources.base import Cursor, Feed, Source
+from onsa.sources.base import Cursor, Desk, Feed, Source
 from onsa.spec import registry
 from onsa.spec.sections import Train
 
@@ -24,7 +28,7 @@ few = settings(max_examples=40, deadline=None)
 
 
 def source(kind: str, **settings: Any) -> Source:
-    return cast(Source, registry.load("source", kind).model_validate(settings))
+    return cast(Source, registry.load("source", kind).model_validate({**trial.needed("source", kind), **settings}))
 
 
 def feed(lengths: list[int], seed: int = 7, **train: Any) -> Feed:
@@ -79,8 +83,10 @@ def test_a_cursor_gives_the_same_remainder(kind: str, lengths: list[int], size: 
 @given(lengths=sizes, budget=st.integers(1, 90))
 @few
 def test_the_budget_of_tokens_is_kept(kind: str, lengths: list[int], budget: int) -> None:
-    for rows, _ in taken(source(kind), feed(lengths, batch_tokens=budget)):
-        assert len(rows) == 1 or sum(lengths[row] for row in rows) <= budget
+    given, found = feed(lengths, batch_tokens=budget), source(kind)
+    long = [len(example.token_T) for example in found.seen(given.examples)]
+    for rows, _ in taken(found, given):
+        assert len(rows) == 1 or sum(long[row] for row in rows) <= budget
 
 
 @every_kind
@@ -126,3 +132,54 @@ def test_a_window_pads_less_and_keeps_drawing() -> None:
     steps = [rows for rows, _ in taken(source("dataset", window=8), given)][:25]
     means = [np.mean([lengths[row] for row in rows]) for rows in steps]
     assert means != sorted(means) and means != sorted(means, reverse=True), "short and long steps come mixed"
+
+
+@given(lengths=sizes, rows=st.integers(1, 9), prompts=st.integers(1, 12), passes=st.integers(1, 3), data=st.data())
+@few
+def test_rollouts_are_learnt_from_as_often_as_is_said(
+    lengths: list[int], rows: int, prompts: int, passes: int, data: Any
+) -> None:
+    given, found = feed(lengths, epochs=2, batch_rows=rows), source("rollouts", prompts=prompts, passes=passes)
+    steps = taken(found, given)
+    seen = [row for step, after in steps for row in step]
+    assert sorted(seen) == sorted([*range(len(lengths))] * 2 * passes)
+    assert len(steps) == found.total(given) and all(len(step) <= rows for step, _ in steps)
+    place = data.draw(st.integers(0, len(steps) - 1))
+    assert taken(found, given, steps[place][1]) == steps[place + 1 :]
+
+
+class Recorder(Desk):
+    """A desk that writes down what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[int], list[list[int]], bool]] = []
+        self.rows: list[Example] = []
+
+    def answer(self, prompts: Sequence[Example], seeds: Sequence[Sequence[int]], often: bool) -> list[Example]:
+        self.asked.append(([prompt.row for prompt in prompts], [list(each) for each in seeds], often))
+        self.rows = list(prompts)
+        return self.rows
+
+    def again(self) -> list[Example]:
+        return self.rows
+
+    def save(self, to: Path) -> None: ...
+
+    def restore(self, at: Path) -> None: ...
+
+
+def test_prompts_are_answered_once_a_round_and_not_anew_where_a_run_goes_on() -> None:
+    found = source("rollouts", prompts=4, passes=2, group=3)
+    given = replace(feed([3] * 8, epochs=1, batch_rows=2), desk=(desk := Recorder()))
+    steps = taken(found, given)
+    assert len(steps) == 8 and [len(rows) for rows, _, _ in desk.asked] == [4, 4]
+    assert all(often and all(len(each) == 3 for each in seeds) for _, seeds, often in desk.asked)
+    seeds = [seed for _, groups, _ in desk.asked for group in groups for seed in group]
+    assert len(set(seeds)) == len(seeds), "no two answers fall alike"
+    again = Recorder()
+    again.rows = [given.examples[row] for row in desk.asked[0][0]]
+    assert taken(found, replace(given, desk=again), steps[1][1]) == steps[2:]
+    assert again.asked == desk.asked[1:], "a round that was begun is not answered anew"
+    once = Recorder()
+    taken(source("rollouts"), replace(feed([3] * 8, epochs=1, batch_rows=2), desk=once))
+    assert not any(often for _, _, often in once.asked)

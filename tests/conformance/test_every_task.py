@@ -13,10 +13,13 @@ from transformers import AutoTokenizer
 import trial
 from onsa.data.table import Row
 from onsa.engine.batches import encode
+from onsa.engine.desk import Graded
 from onsa.models.heads import Head
+from onsa.models.sampling import Sampling
 from onsa.objectives.base import Objective
 from onsa.spec import registry
-from onsa.tasks.base import Outcome, Task
+from onsa.spec.component import Form
+from onsa.tasks.base import Examiner, Outcome, Task
 
 every_kind = pytest.mark.parametrize("kind", list(registry.kinds("task")))
 PAIRS = [("rain please", "weather"), ("what is soup like", "food"), ("is there rice here", "food")]
@@ -28,6 +31,7 @@ SAMPLES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         [{"prompt": text, "chosen": f"about {label}", "rejected": "no idea"} for text, label in PAIRS],
         {"prompt": "a", "chosen": "same", "rejected": "same "},
     ),
+    "prompt": ([{"prompt": text, "topic": label} for text, label in PAIRS], {"prompt": " "}),
     "chat": (
         [
             {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": label}]}
@@ -60,7 +64,8 @@ def test_rows_become_examples(kind: str, tokenizer_of: Any) -> None:
     assert [example.row for example in examples] == [0, 1, 2]
     for example in examples:
         assert example.token_T.dtype == np.int32 and 2 < len(example.token_T) <= 64 and example.cut == 0
-        assert example.supervised >= 1 and (example.weight_T is None) == (fitted.head is Head.ROWS)
+        waits = fitted.provides is Form.PROMPTED  # for answers, which are what trains
+        assert example.supervised >= 1 and (example.weight_T is None) == (fitted.head is Head.ROWS or waits)
         assert example.part_P is None or sum(example.part_P) == len(example.token_T) > example.path
         assert example.weight_T is None or example.weight_T.shape == example.token_T.shape
     whole = [len(example.token_T) for example in examples]
@@ -73,7 +78,8 @@ def test_it_tells_rows_that_it_cannot_use(kind: str) -> None:
     given, fitted = rows(kind), task(kind).fit(rows(kind))
     assert [fitted.problem_of(row) for row in given] == [None] * 3
     assert fitted.problem_of(Row(SAMPLES[kind][1], "here", 4)) is not None
-    assert len({fitted.inputs(row) for row in given}) == 3 and all(fitted.answer(row) for row in given)
+    assert len({fitted.inputs(row) for row in given}) == 3
+    assert all(bool(fitted.answer(row)) == (fitted.provides is not Form.PROMPTED) for row in given)
     typed = Row(fitted.from_text("what is rain like"), "", 0)
     assert "what is rain like" in str(typed.values) and set(typed.values) <= set(fitted.roles)
 
@@ -98,10 +104,16 @@ def test_the_metrics_are_those_it_names(kind: str, attempt: Any) -> None:
         examples = encode(fitted, given, prepared.tokenizer, 64)
     else:
         fitted, examples = prepared.task, prepared.examples["validation"]
-    outcome = trial.opened(prepared).evaluate(examples, fitted)
-    assert tuple(fitted.metrics(outcome)) == fitted.measures
+    examiner: Examiner = fitted
+    if fitted.provides is Form.PROMPTED:
+        graded = {"reward": np.ones(1), "ended": np.zeros(1), "length": np.ones(1)}
+        examiner = Graded(
+            lambda _: Sampling(3), lambda rows, _: [graded for _ in rows], tuple(graded), lambda *_: ("", "")
+        )
+    outcome = trial.opened(prepared).evaluate(examples, examiner)
+    assert tuple(examiner.metrics(outcome)) == fitted.measures
     twice = Outcome.join([outcome.take(np.arange(1, len(examples))), outcome.take(np.array([0]))])
-    assert fitted.metrics(twice) == pytest.approx(fitted.metrics(outcome))
+    assert examiner.metrics(twice) == pytest.approx(examiner.metrics(outcome))
 
 
 def outcome(output_RC: Any, target_R: Any) -> Outcome:

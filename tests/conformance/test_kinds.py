@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -46,33 +46,37 @@ def documented(found: type[Component]) -> str:
 
 @every_kind
 def test_defaults_survive_the_way_through_a_recipe(axis: str, kind: str) -> None:
-    component = registry.load(axis, kind)()
-    recipe = parse_recipe({"model": "m", "data": "d", axis: component})
-    several = axis in registry.SEVERAL
-    said = recipe.document()[axis]
-    assert (said[0] if several else said)["kind"] == kind
+    needed = trial.needed(axis, kind)
+    component = registry.load(axis, kind).model_validate(needed)
+    recipe = parse_recipe({"model": "m", "data": "d", **trial.placed(axis, component)})
+    assert recipe.document() == parse_recipe(recipe.document()).document()
     again = parse_recipe(yaml.safe_load(recipe.dump()))
-    found = getattr(again, axis)
-    assert again == recipe and type(found[0] if several else found) is type(component)
-    assert parse_recipe({"model": "m", "data": "d", axis: kind}) == recipe
+    found = again
+    for name in registry.key_of(axis).split("."):
+        found = getattr(found, name)
+    kept = found[0] if isinstance(found, tuple) else found
+    assert again == recipe and type(kept) is type(component) and kept.kind == kind
+    given = {"kind": kind, **needed} if needed else kind
+    assert parse_recipe({"model": "m", "data": "d", **trial.placed(axis, given)}) == recipe
 
 
 @every_kind
 def test_a_kind_is_frozen_and_knows_its_own_keys_only(axis: str, kind: str) -> None:
-    component = registry.load(axis, kind)()
+    component = registry.load(axis, kind).model_validate(trial.needed(axis, kind))
     for name in type(component).model_fields:
         with pytest.raises(ValidationError):
             setattr(component, name, None)
     with pytest.raises(RecipeError) as caught:
-        parse_recipe({"model": "m", "data": "d", axis: {"kind": kind, "nonsense": 1}})
+        given = {"kind": kind, **trial.needed(axis, kind), "nonsense": 1}
+        parse_recipe({"model": "m", "data": "d", **trial.placed(axis, given)})
     (problem,) = caught.value.problems
-    assert (problem.code, problem.key) == ("key-unknown", f"{axis}.nonsense")
+    assert (problem.code, problem.key) == ("key-unknown", f"{registry.key_of(axis)}.nonsense")
 
 
 def test_a_kind_that_is_not_there_is_refused_with_the_nearest() -> None:
     for axis in registry.AXES:
         with pytest.raises(RecipeError) as caught:
-            parse_recipe({"model": "m", "data": "d", axis: "nonsense"})
+            parse_recipe({"model": "m", "data": "d", **trial.placed(axis, cast(Any, "nonsense"))})
         assert caught.value.problems[0].code == "kind-unknown"
         assert next(iter(registry.kinds(axis))) in str(caught.value)
 

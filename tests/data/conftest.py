@@ -16,6 +16,7 @@ class Sorting:
     """Texts with a label, as far as the data layer looks at a task."""
 
     roles: ClassVar[dict[str, bool]] = {"text": True, "label": True, "note": False}
+    further: ClassVar[bool] = False
 
     @property
     def provides(self) -> Form:

@@ -33,6 +33,8 @@ FORKS.set_forkserver_preload(
         "onsa.adaptations.lora",
         "onsa.optim.optimizers.adamw",
         "onsa.sources.dataset",
+        "onsa.sources.rollouts",
+        "onsa.objectives.ppo",
         "onsa.tasks.chat",
         "onsa.tasks.text_classification",
         "peft",
@@ -146,8 +148,25 @@ def lined(folder: Path) -> dict[str, Any]:
     return llama(folder) | {"accel": "auto"}
 
 
+def learner(folder: Path) -> dict[str, Any]:
+    """PPO on a tiny Llama: each round of answers is learnt from in four steps, and a checkpoint falls between them."""
+    prompts = [{"prompt": text} for text, _ in tiny.questions()[:60]]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
+    reward = {"kind": "regex", "pattern": "[a-m]"}
+    rollouts = {"kind": "rollouts", "group": 2, "prompts": 16, "passes": 2, "max_new_tokens": 6, "reward": reward}
+    recipe = {"model": str(tiny.make_llama(folder / "llama")), "data": str(folder / "prompts.jsonl")}
+    return recipe | {"source": rollouts, "objective": {"kind": "ppo", "target_kl": 0.1}}
+
+
+ANSWERING = (
+    [Moment("open", f"{DRAFT}/answers.safetensors", 4, halve=True)],
+    [Moment("open", f"{DRAFT}/answers.json", 5, halve=True), Moment("os.rename", "*/.draft-step-0000015")],
+)
+"""The moments of keeping the answers that are being learnt from."""
+
+
 # Half of the moments of saving a model; the other model has the other half.
-MOMENTS = {bert: SAVING[::2], llama: SAVING[1::2], upper: KEEPING, lined: ()}
+MOMENTS = {bert: SAVING[::2], llama: SAVING[1::2], upper: KEEPING, lined: (), learner: ANSWERING}
 
 
 def attends_fast_in_lines(recipe: dict[str, Any], home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

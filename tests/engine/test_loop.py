@@ -91,7 +91,7 @@ def test_staleness_counts_evaluations_that_are_not_better(begun: Callable[..., A
         def metrics(self, outcome: Any) -> dict[str, float]:
             return {**super().metrics(outcome), "loss": next(told)}
 
-    found = [event for event in begun(task=Told(**dict(task))) if isinstance(event, Evaluated)]
+    found = [event for event in begun(examiner=Told(**dict(task))) if isinstance(event, Evaluated)]
     assert [(event.best, event.stale) for event in found] == [(True, 0), (False, 1), (True, 0), (False, 1)]
 
 

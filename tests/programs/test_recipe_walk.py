@@ -13,6 +13,7 @@ import typing
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from onsa.engine.events import Evaluated, Saved, Stepped
 from onsa.programs.check import check
 from onsa.programs.forecast import build
 from onsa.programs.prepare import Prepared, prepare
+from onsa.programs.rollouts import feed, graders
 from onsa.programs.train import Finished, Measuring, train
 from onsa.sources.base import Cursor
 from onsa.spec import registry
@@ -33,6 +35,7 @@ from onsa.spec.component import Section
 from onsa.spec.errors import OnsaError
 from onsa.spec.recipe import Recipe, parse_recipe
 from onsa.spec.sections import Model
+from plugins import distribution
 
 
 def section(annotation: Any) -> type[Section] | None:
@@ -60,6 +63,9 @@ def keys() -> Iterator[str]:
         else:
             inner = section(found.annotation)
             yield from leaves(inner, f"{name}.") if inner else [name]
+    for axis in registry.INNER:
+        for kind in registry.kinds(axis):
+            yield from leaves(registry.load(axis, kind), f"{axis}:{kind}.")
 
 
 # What a run shows.
@@ -94,6 +100,36 @@ def groups(p: Prepared) -> Any:
 
 def losses(p: Prepared) -> Any:
     return [step["loss"] for step in trial.advance(p, trial.opened(p), 4)[0]]
+
+
+def rolled(p: Prepared) -> Any:
+    """What some steps learn from, and what they come to."""
+    session, found = trial.opened(p), []
+    given = feed(p, session, graders(p))
+    for examples, _ in islice(p.source.steps(given, Cursor()), 4):
+        batches = micro_batches(examples, p.plan, p.recipe.train.accumulate)
+        means = session.forward_backward(batches, trial.objective(p))
+        session.step()
+        found.append((p.source.told(examples), [example.token_T.tolist() for example in examples], means))
+    return found
+
+
+def run_of(model: str, pairs: str, objective: str, seed: int) -> str:
+    """A finished run to judge by."""
+    values = {"model": model, "data": pairs, "objective": objective, "train": trial.TRAIN, "seed": seed}
+    *_, last = train(parse_recipe({**values, "engine": trial.ENGINE, "optimizer": {"kind": "adamw", "lr": 0.02}}))
+    assert isinstance(last, Finished)
+    return last.run.id
+
+
+def graded(recipe: Recipe) -> Any:
+    """As :func:`rolled`, by a reward that asks a run: one of a few that are made for it."""
+    values = recipe.document()
+    pairs = str(Path(recipe.data.path).with_name("preferred.jsonl"))
+    for reward in (each for each in values["source"]["reward"] if "run" in each):
+        objective, _, seed = reward["run"].partition("-")
+        reward["run"] = run_of(recipe.model.name, pairs, objective, int(seed))
+    return rolled(prepare(parse_recipe(values)))
 
 
 def rates(p: Prepared) -> Any:
@@ -200,7 +236,8 @@ def total(p: Prepared) -> Any:
 class Entry:
     """A key's other value, and by what it shows; ``before`` is laid over the base recipe for both runs.
 
-    of: the base recipe: short texts with topics (``topics``), conversations (``talks``), or pairs of answers.
+    of: the base recipe: short texts with topics (``topics``), conversations (``talks``), pairs of answers (``pairs``),
+        or prompts that the model itself answers (``prompts``).
     refused: the code with which the other value is refused; else it must run.
     """
 
@@ -223,6 +260,12 @@ LORA = {"adaptation": {"kind": "lora", "rank": 2, "dropout": 0.1}}
 PULL = {"adaptation": "full", "regulariser": "l2-sp", "optimizer.lr": 0.01}
 TEXT = {"adaptation": {"kind": "prompt", "init": "text", "text": "is there snow here"}}
 LSTM = {"adaptation": {"kind": "p-tuning", "encoder": "lstm"}}
+TWICE = {"source:rollouts.passes": 2, "optimizer.lr": 0.05}
+PPO_TWICE = {"objective": {"kind": "ppo"}, **TWICE}
+DIGITS = {"source:rollouts.max_new_tokens": 1, "reward:json-schema.shape": {"type": "number"}}
+LETTER = {"reward:string-check.operation": "ilike", "reward:string-check.reference": "e"}
+SCORED = {"reward:model.run": "reward-1"}
+TALKED = {"reward:judge.run": "dpo-1"}
 TABLE: dict[str, Entry] = {
     "model.name": Entry("@other-bert", losses),
     "model.head_dropout": Entry(0.5, losses),
@@ -256,6 +299,7 @@ TABLE: dict[str, Entry] = {
     "task:preference.by": Entry("score", examples, "pairs"),
     "task:preference.single": Entry(True, examples, "pairs", refused="rows-unusable"),
     "task:preference.system": Entry("be brief", examples, "pairs"),
+    "task:prompt.system": Entry("be brief", examples, "prompts"),
     "adaptation": Entry("lora", trainable),
     "adaptation:*.freeze": Entry(["*.layer.1.*", "classifier"], trainable),
     "adaptation:*.unfreeze": Entry(["embeddings"], trainable),
@@ -311,6 +355,28 @@ TABLE: dict[str, Entry] = {
     "objective:cpo.beta": Entry(0.5, losses, "pairs"),
     "objective:cpo.alpha": Entry(0.5, losses, "pairs"),
     "objective:cpo.label_smoothing": Entry(0.3, losses, "pairs"),
+    "objective:grpo.beta": Entry(0.5, rolled, "prompts"),
+    "objective:grpo.clip_low": Entry(1e-6, rolled, "prompts", TWICE),
+    "objective:grpo.clip_high": Entry(1e-6, rolled, "prompts", TWICE),
+    "objective:dr-grpo.beta": Entry(0.5, rolled, "prompts"),
+    "objective:dr-grpo.clip_low": Entry(1e-6, rolled, "prompts", TWICE),
+    "objective:dr-grpo.clip_high": Entry(1e-6, rolled, "prompts", TWICE),
+    "objective:dr-grpo.longest": Entry(8, rolled, "prompts", TWICE),
+    "objective:gspo.beta": Entry(0.5, rolled, "prompts"),
+    "objective:gspo.clip_low": Entry(0.5, rolled, "prompts", TWICE),
+    "objective:gspo.clip_high": Entry(0.5, rolled, "prompts", TWICE),
+    "objective:rloo.beta": Entry(0.5, rolled, "prompts", {"optimizer.lr": 0.02}),
+    "objective:rloo.clip_low": Entry(1e-6, rolled, "prompts", TWICE),
+    "objective:rloo.clip_high": Entry(1e-6, rolled, "prompts", TWICE),
+    "objective:ppo.beta": Entry(0.5, rolled, "prompts", TWICE),
+    "objective:ppo.kl": Entry("loss", rolled, "prompts", TWICE),
+    "objective:ppo.target_kl": Entry(1e-4, rolled, "prompts", TWICE),
+    "objective:ppo.clip": Entry(1e-6, rolled, "prompts", TWICE),
+    "objective:ppo.value_clip": Entry(1e-6, rolled, "prompts", TWICE),
+    "objective:ppo.value_weight": Entry(2.0, rolled, "prompts"),
+    "objective:ppo.gamma": Entry(0.5, rolled, "prompts"),
+    "objective:ppo.lam": Entry(0.5, rolled, "prompts", TWICE),
+    "objective:ppo.whiten": Entry(False, rolled, "prompts"),
     "regulariser": Entry([{"kind": "neftune"}], losses),
     "regulariser:dropout.rate": Entry(0.5, losses),
     "regulariser:ema.decay": Entry(0.0, deployed),
@@ -323,6 +389,41 @@ TABLE: dict[str, Entry] = {
     "source": Entry("nonsense", batches, refused="kind-unknown"),
     "source:dataset.shuffle": Entry(False, batches),
     "source:dataset.window": Entry(4, batches),
+    "source:rollouts.reward": Entry([{"kind": "regex", "pattern": "e"}], rolled, "prompts"),
+    "source:rollouts.group": Entry(2, rolled, "prompts"),
+    "source:rollouts.prompts": Entry(4, rolled, "prompts"),
+    "source:rollouts.passes": Entry(2, rolled, "prompts"),
+    "source:rollouts.max_new_tokens": Entry(5, rolled, "prompts"),
+    "source:rollouts.temperature": Entry(0.5, rolled, "prompts"),
+    "source:rollouts.top_p": Entry(0.5, rolled, "prompts"),
+    "reward:*.weight": Entry(3.0, rolled, "prompts"),
+    "reward:*.name": Entry("other", rolled, "prompts"),
+    "reward:function.entry": Entry("other", rolled, "prompts"),
+    "reward:json-schema.shape": Entry({"type": "string"}, rolled, "prompts", DIGITS),
+    "reward:json-schema.values": Entry({"a": "b"}, rolled, "prompts", DIGITS),
+    "reward:json-schema.weight": Entry(3.0, rolled, "prompts", DIGITS),
+    "reward:json-schema.parses": Entry(0.1, rolled, "prompts", {**DIGITS, "reward:json-schema.values": {"a": "b"}}),
+    "reward:json-schema.shaped": Entry(0.1, rolled, "prompts", {**DIGITS, "reward:json-schema.values": {"a": "b"}}),
+    "reward:judge.run": Entry("dpo-2", graded, "prompts", TALKED),
+    "reward:judge.rubric": Entry("be brief", graded, "prompts", TALKED),
+    "reward:judge.weight": Entry(3.0, graded, "prompts", TALKED),
+    "reward:judge.name": Entry("other", graded, "prompts", TALKED),
+    "reward:length.least": Entry(9, rolled, "prompts"),
+    "reward:length.weight": Entry(3.0, rolled, "prompts", {"reward:length.least": 9}),
+    "reward:length.most": Entry(2, rolled, "prompts"),
+    "reward:length.unit": Entry("characters", rolled, "prompts", {"reward:length.most": 3}),
+    "reward:model.run": Entry("reward-2", graded, "prompts", SCORED),
+    "reward:model.weight": Entry(3.0, graded, "prompts", SCORED),
+    "reward:model.name": Entry("other", graded, "prompts", SCORED),
+    "reward:regex.pattern": Entry("[x-z]", rolled, "prompts"),
+    "reward:regex.input": Entry("{{ item.topic }}", rolled, "prompts"),
+    "reward:string-check.input": Entry("{{ item.topic }}", rolled, "prompts", LETTER),
+    "reward:string-check.weight": Entry(3.0, rolled, "prompts", LETTER),
+    "reward:string-check.reference": Entry("a", rolled, "prompts", LETTER),
+    "reward:string-check.operation": Entry("ne", rolled, "prompts"),
+    "reward:text-similarity.input": Entry("{{ item.topic }}", rolled, "prompts"),
+    "reward:text-similarity.reference": Entry("{{ item.topic }}", rolled, "prompts"),
+    "reward:text-similarity.evaluation_metric": Entry("rouge_l", rolled, "prompts"),
     "optimizer": Entry("nonsense", groups, refused="kind-unknown"),
     "optimizer:*.lr": Entry(0.01, groups),
     "optimizer:*.lr_new": Entry(0.05, groups),
@@ -413,6 +514,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tiny_llama:
     (folder / "other.csv").write_text("\n".join(halves) + "\n", encoding="utf-8")
     tiny.write_chat(folder / "talks.jsonl")
     tiny.write_pairs(folder / "preferred.jsonl")
+    prompts = [{"prompt": text, "topic": topic} for text, topic in tiny.questions()]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts))
     pairs = [{"prompt": text, "completion": topic} for text, topic in tiny.questions()]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     own_code(trial.still(tiny_bert, folder / "own-code"))
@@ -441,6 +544,15 @@ def own_code(folder: Path) -> None:
 
 
 @pytest.fixture
+def party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package that offers two functions to grade by."""
+    functions = "def count(sample, item):\n    return len(sample['output_text'])\n\n\ndef one(*_):\n    return 1.0\n"
+    points = "[onsa.functions]\ncount = counting:count\nother = counting:one\n"
+    with distribution(tmp_path / "site", {"counting.py": functions}, points, monkeypatch):
+        yield
+
+
+@pytest.fixture
 def hub(shelf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A hub with two revisions of one base and two subsets of one data set."""
     import datasets
@@ -465,10 +577,17 @@ def hub(shelf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def base_of(of: str, shelf: Path) -> dict[str, Any]:
     model = "bert" if of == "topics" else "llama"
-    data = {"topics": "topics.csv", "talks": "talks.jsonl", "pairs": "preferred.jsonl"}[of]
-    task = {"kind": {"topics": "text-classification", "talks": "chat", "pairs": "preference"}[of]}
+    data, kind = {
+        "topics": ("topics.csv", "text-classification"),
+        "talks": ("talks.jsonl", "chat"),
+        "pairs": ("preferred.jsonl", "preference"),
+        "prompts": ("prompts.jsonl", "prompt"),
+    }[of]
+    task = {"kind": kind}
     columns = {"text": "text", "label": "label"} if of == "topics" else None
+    rollouts = {"kind": "rollouts", "group": 4, "max_new_tokens": 8, "reward": [{"kind": "regex", "pattern": "[a-m]"}]}
     return {
+        **({"source": rollouts} if of == "prompts" else {}),
         "model": {"name": str(shelf / model)},
         "data": {"path": str(shelf / data), "columns": columns},
         "task": task,
@@ -490,6 +609,13 @@ def lay(values: dict[str, Any], key: str, value: Any, shelf: Path) -> None:
     if isinstance(value, str) and value.startswith("@"):
         value = str(shelf / value[1:])
     axis, colon, rest = key.partition(":")
+    if axis in registry.INNER:
+        kind, _, name = rest.partition(".")
+        outer, _, inner = registry.INNER[axis].partition(".")
+        given, *others = values[outer][inner]
+        same = given if given.get("kind") == kind else {"kind": kind, **trial.needed(axis, kind)}
+        values[outer][inner] = [{**same, name: value}, *(others or [{"kind": "length", "least": 3, "name": "beside"}])]
+        return
     if colon:
         kind, _, name = rest.partition(".")
         given = kind_of(values, axis)
@@ -509,7 +635,7 @@ def seen(values: dict[str, Any], entry: Entry) -> Any:
     """What a recipe shows, or by which codes it is refused."""
     try:
         recipe = parse_recipe(deepcopy(values))
-        return entry.shows(recipe if entry.shows in (events, proved, judged) else prepare(recipe))
+        return entry.shows(recipe if entry.shows in (events, proved, judged, graded) else prepare(recipe))
     except OnsaError as error:
         return "refused", [problem.code for problem in error.problems]
 
@@ -530,7 +656,7 @@ def test_every_key_has_an_entry() -> None:
 
 
 @pytest.mark.parametrize("key", sorted(keys()))
-def test_every_key_shows(key: str, shelf: Path, hub: None) -> None:
+def test_every_key_shows(key: str, shelf: Path, hub: None, party: None) -> None:
     entry, before = TABLE[entry_name(key)], torch.get_num_threads()
     values = base_of(entry.of, shelf)
     for name, value in entry.before.items():
@@ -538,7 +664,9 @@ def test_every_key_shows(key: str, shelf: Path, hub: None) -> None:
     if ":" in key:
         axis, _, rest = key.partition(":")
         kind = rest.partition(".")[0]
-        if kind_of(values, axis).get("kind") != kind:
+        if axis in registry.INNER:
+            lay(values, f"{axis}:{kind}.weight", 2.0, shelf)
+        elif kind_of(values, axis).get("kind") != kind:
             values[axis] = {"kind": kind}
     changed = deepcopy(values)
     lay(changed, key, entry.value, shelf)

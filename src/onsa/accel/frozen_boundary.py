@@ -23,6 +23,8 @@ def refuse(plan: Plan) -> tuple[str, dict[str, Any]] | None:
         return "pass-frozen-boundary-none", {}
     if facts.reads is None:
         return "pass-frozen-boundary-shaped", {}
+    if plan.live:
+        return "pass-frozen-boundary-live", {}
     if plan.epochs * saved(plan) <= cost(plan):
         return "pass-frozen-boundary-once", {"epochs": f"{plan.epochs:.1f}"}
     if needed(plan) > plan.states_gb * 1e9:

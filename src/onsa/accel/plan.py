@@ -49,6 +49,7 @@ class Plan:
     tokens: of the rows that are trained on or watched; ``rows`` is their number.
     padding: the share of what goes through the network that is padding, as rows are divided into blocks.
     repeated: the share of tokens that prompts are which stand before more than one answer, but for the first time.
+    live: rows are made on the way, so that nothing is known of them before.
     states, states_gb: the recipe's ``accel`` settings of those names.
     anatomy: facts of the network, once it is there.
     needed, free: bytes of memory that the run takes and that there are, once all else is decided.
@@ -76,6 +77,7 @@ class Plan:
     tokens: int = 0
     padding: float = 0.0
     repeated: float = 0.0
+    live: bool = False
     states: Literal["exact", "fp16"] = "exact"
     states_gb: float = 20.0
     anatomy: Anatomy | None = None

@@ -94,9 +94,10 @@ def judge(
     from onsa.app.console import emit, out
     from onsa.programs.feedback import bench
     from onsa.programs.judge import judge as run_judge
-    from onsa.programs.judge import open_judge, told
+    from onsa.programs.judge import open_judge, read_constitution, told
 
-    judging, opened = open_judge(by, constitution), bench(run, source)
+    text = read_constitution(constitution) if constitution else None
+    judging, opened = open_judge(by, text), bench(run, source)
     for _ in run_judge(opened, judging, rows):
         pass
     found = told(opened, judging).document()

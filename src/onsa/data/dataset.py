@@ -121,6 +121,9 @@ def _columns(table: Table, given: Mapping[str, str] | None, task: Rules) -> dict
             problems.append(Problem("role-missing", values, table.file, key="data.columns"))
     if problems:
         raise DataError(problems)
+    if task.further:
+        taken = {*columns, *columns.values()}
+        columns |= {name: name for name in table.columns if name not in taken}
     return columns
 
 

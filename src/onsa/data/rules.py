@@ -12,6 +12,7 @@ class Rules(Protocol):
     """The part of a task that says what a row means (see :class:`onsa.tasks.base.Task`)."""
 
     roles: ClassVar[dict[str, bool]]
+    further: ClassVar[bool]
 
     @property
     def provides(self) -> Form: ...

@@ -38,13 +38,15 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The validation rows were measured. ``stale`` counts those since one that was better by ``min_delta``."""
+    """The validation rows were measured. ``stale`` counts those since one that was better by ``min_delta``; ``said`` is
+    what the first of them were answered, by prompt, where they were answered."""
 
     step: int
     epoch: int
     metrics: dict[str, float]
     best: bool
     stale: int
+    said: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

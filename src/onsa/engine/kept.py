@@ -24,7 +24,7 @@ from onsa.engine.sessions.base import Work
 from onsa.models.batch import Batch, Example, collate, texts
 from onsa.models.boundary import POOLED, Boundary, Taken, taking
 from onsa.models.policy import Policy
-from onsa.models.reference import Reference, asked
+from onsa.models.reference import Recorded, asked
 from onsa.models.states import States, Writing, digest, opened
 from onsa.models.strata import Strata
 
@@ -56,7 +56,7 @@ def boundary(policy: Policy, strata: Strata, work: Work, among: Among) -> Bounda
 
 
 @torch.no_grad()
-def reference(policy: Policy, work: Work, among: Among) -> Reference:
+def reference(policy: Policy, work: Work, among: Among) -> Recorded:
     """What a network that has not trained yet makes of a run's rows; of an adapted one, its base.
 
     Raises:
@@ -74,7 +74,7 @@ def reference(policy: Policy, work: Work, among: Among) -> Reference:
             yield REFERENCE, row, logprob_M[segment_M.to(logprob_M.device) == index, None]
 
     with bare or nullcontext():
-        return Reference(filing.found({REFERENCE: filing.key((REFERENCE,), takes_part)}, give)[REFERENCE])
+        return Recorded(filing.found({REFERENCE: filing.key((REFERENCE,), takes_part)}, give)[REFERENCE])
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from onsa.engine.sessions.base import Session
 from onsa.models.batch import Example
 from onsa.objectives.base import Objective
 from onsa.sources.base import Feed, Source
-from onsa.tasks.base import Task
+from onsa.tasks.base import Examiner, Task
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,17 @@ class Job:
     source: Source
     feed: Feed
     task: Task
+    examiner: Examiner
     objective: Objective
     plan: Plan
     validation: Sequence[Example]
     checkpoints: Path
+
+    def save(self, to: Path) -> None:
+        """Write what a checkpoint holds of the session, and of the answers that are being learnt from."""
+        self.session.save(to)
+        if self.feed.desk is not None:
+            self.feed.desk.save(to)
 
 
 def run(job: Job) -> Iterator[Event]:
@@ -49,13 +56,15 @@ def run(job: Job) -> Iterator[Event]:
     progress = checkpoint.progress_of(found) if found else Progress()
     if found:
         session.restore(found)
+        if job.feed.desk is not None:
+            job.feed.desk.restore(found)
     total = job.source.total(job.feed)
     yield Begun(progress.cursor.step, total, tuple(folder.name for folder in broken))
     yield from progress.told
     saved = progress.cursor.step
+    started = time.perf_counter()
     try:
         for examples, after in job.source.steps(job.feed, progress.cursor):
-            started = time.perf_counter()
             metrics = session.forward_backward(micro_batches(examples, job.plan, train.accumulate), job.objective)
             moved = session.step()
             stepped = Stepped(
@@ -69,22 +78,23 @@ def run(job: Job) -> Iterator[Event]:
                 trained=sum(example.supervised for example in examples),
                 seconds=time.perf_counter() - started,
                 rates=moved.rates,
-                metrics={**metrics, **moved.metrics},
+                metrics={**job.source.told(examples), **metrics, **moved.metrics},
             )
             progress, last = replace(progress, cursor=after, stepped=stepped, evaluated=None), after.step == total
             if job.validation and (last or _due(after.step, train.eval_steps)):
-                measured = job.task.metrics(session.evaluate(job.validation, job.task))
+                measured = job.examiner.metrics(session.evaluate(job.validation, job.examiner))
                 progress = _judged(progress, stepped, measured, job)
             events: list[Event] = [*progress.told]
             if last or progress.best_step == after.step or _due(after.step, train.save_steps):
-                events.append(Saved(after.step, checkpoint.write(job.checkpoints, progress, session.save)))
+                events.append(Saved(after.step, checkpoint.write(job.checkpoints, progress, job.save)))
                 checkpoint.prune(job.checkpoints, train.keep, progress.best_step)
                 saved = after.step
             # A step's events come when all of it is done, so that wherever the caller breaks off, the place is whole.
             yield from events
+            started = time.perf_counter()
     except GeneratorExit:
         if progress.cursor.step > saved:
-            checkpoint.write(job.checkpoints, progress, session.save)
+            checkpoint.write(job.checkpoints, progress, job.save)
         raise
 
 
@@ -93,10 +103,11 @@ def _due(step: int, every: int | None) -> bool:
 
 
 def _judged(progress: Progress, stepped: Stepped, measured: dict[str, float], job: Job) -> Progress:
-    metric = job.feed.train.best
+    metric = job.feed.train.best or job.task.headline
     stop = job.feed.train.early_stop
     lower = metric in job.task.lower_is_better
     job.session.observe(measured[metric] if lower else -measured[metric])
     progress = progress.seen(measured[metric], lower, stop.min_delta if stop else 0.0)
-    evaluated = Evaluated(stepped.step, stepped.epoch, measured, progress.best_step == stepped.step, progress.stale)
+    best = progress.best_step == stepped.step
+    evaluated = Evaluated(stepped.step, stepped.epoch, measured, best, progress.stale, job.examiner.said())
     return replace(progress, evaluated=evaluated)

@@ -19,7 +19,7 @@ from onsa.engine.batches import evaluation_batches
 from onsa.models.batch import Example, collate
 from onsa.models.policy import Policy
 from onsa.spec.component import Form
-from onsa.tasks.base import Outcome, Task
+from onsa.tasks.base import Examiner, Outcome, Task
 from onsa.tasks.preference import Preference
 
 Floats = npt.NDArray[np.float64]
@@ -27,11 +27,11 @@ SMALLEST = 1e-12
 
 
 @torch.inference_mode()
-def outcome_of(policy: Policy, task: Task, examples: Sequence[Example], plan: Plan) -> Outcome:
+def outcome_of(policy: Policy, examiner: Examiner, examples: Sequence[Example], plan: Plan) -> Outcome:
     """What a policy, as it is, makes of some examples, computed as the plan says."""
     policy.network.eval()
     policy = replace(policy, logits=plan.logits)
-    return Outcome.join([task.outcome(policy, batch) for batch in evaluation_batches(examples, plan)])
+    return Outcome.join([examiner.outcome(policy, batch) for batch in evaluation_batches(examples, plan)])
 
 
 def probe(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, overload
 
@@ -41,6 +41,8 @@ class Example:
     type_T: which of a pair's two texts each token is of, 0 or 1, int32 (``None`` where there is no pair).
     part_P: tokens of the prompt and of each answer, of a row that holds answers apart.
     companion: the same prompt with another row's answer, where an objective asks for that.
+    told: figures of each token, by name, of answers that a policy gave (:mod:`onsa.objectives.base`).
+    graded: what each answer was graded with, by name; ``reward`` is the sum.
     """
 
     token_T: npt.NDArray[np.int32]
@@ -51,11 +53,27 @@ class Example:
     type_T: npt.NDArray[np.int32] | None = None
     part_P: tuple[int, ...] | None = None
     companion: Example | None = None
+    told: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    graded: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def path(self) -> int:
         """Tokens of the longest text that the row stands for: its prompt with an answer, or all of it."""
         return len(self.token_T) if self.part_P is None else self.part_P[0] + max(self.part_P[1:])
+
+    def telling(self, **told: npt.NDArray[Any]) -> Example:
+        """The same row, with more that is told of its tokens."""
+        return replace(self, told={**self.told, **{name: one.astype(np.float32) for name, one in told.items()}})
+
+    def spread(self, value_A: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """A figure of each answer on each of its tokens, ``value_T``; 0 on the prompt's."""
+        assert self.part_P is not None
+        return np.repeat([0.0, *value_A], self.part_P)
+
+    def answers(self) -> list[slice]:
+        """Where each answer's tokens are."""
+        assert self.part_P is not None
+        return [slice(start, end) for start, end in pairwise(np.cumsum(self.part_P).tolist())]
 
     @property
     def supervised(self) -> int:
@@ -95,6 +113,7 @@ class Batch:
     type_N: Tensor | None = None
     answers: Answers | None = None
     companion: Batch | None = None
+    told: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def segment_M(self) -> Tensor:
@@ -138,6 +157,7 @@ class Batch:
             type_N=None if self.type_N is None else self.type_N[start:end],
             answers=None if self.answers is None else self.answers.taken(first, last),
             companion=None if self.companion is None else self.companion._taken(first, last),
+            told={name: value_M[asked] for name, value_M in self.told.items()},
         )
 
     def unfolded(self) -> Batch:
@@ -163,7 +183,8 @@ class Batch:
         moved: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor | Answers | Batch)
         }
-        return replace(self, **moved)
+        told = {name: value_M.to(device) for name, value_M in self.told.items()}
+        return replace(self, **moved, told=told)
 
 
 def collate(examples: Sequence[Example]) -> Batch:
@@ -173,7 +194,7 @@ def collate(examples: Sequence[Example]) -> Batch:
     row_R = tuple(example.row for example in examples)
     type_N = _types(examples)
     if examples[0].weight_T is None:
-        given = [np.ravel(e.target) if e.part_P else [e.target] for e in examples]
+        given = [np.ravel(e.target) if e.part_P else [0 if e.target is None else e.target] for e in examples]
         target_M = torch.as_tensor(np.concatenate(given))
         if target_M.is_floating_point():
             target_M = target_M.float()
@@ -181,7 +202,8 @@ def collate(examples: Sequence[Example]) -> Batch:
     else:
         weight_N = torch.from_numpy(np.concatenate([_predicted(example) for example in examples]))
         asked_M = weight_N.nonzero().squeeze(1)
-        batch = Batch(token_N, length_R, asked_M - 1, token_N[asked_M], weight_N[asked_M], row_R, type_N)
+        told = {name: _joined(examples, name)[asked_M] for name in examples[0].told}
+        batch = Batch(token_N, length_R, asked_M - 1, token_N[asked_M], weight_N[asked_M], row_R, type_N, told=told)
     if examples[0].part_P is not None:
         batch = _answering(batch, examples)
     companions = [example.companion for example in examples if example.companion is not None]
@@ -241,6 +263,11 @@ def texts(example: Example) -> list[Example]:
         type_T = None if example.type_T is None else example.type_T[place_T]
         found.append(Example(example.token_T[place_T], weight_T, 0, example.row, type_T=type_T))
     return found
+
+
+def _joined(examples: Sequence[Example], name: str) -> Tensor:
+    """A figure of all tokens."""
+    return torch.from_numpy(np.concatenate([example.told[name] for example in examples]))
 
 
 def _types(examples: Sequence[Example]) -> Tensor | None:

@@ -6,8 +6,8 @@ Shape legend: R rows, N tokens in one line, M predictions, C classes, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from onsa.models import critic
 from onsa.models.batch import Batch
 from onsa.models.boundary import Boundary
 from onsa.models.lowering import Block, Layout, base_network, folded, for_row_head, opening, packed, padded
@@ -31,6 +32,7 @@ class Policy:
     network: a transformers model, perhaps inside the wrapper of an adaptation.
     logits: compute the vocabulary's logits at every token, or only where a prediction is asked for.
     head_rows: predictions whose logits are there at once, of a plain output layer; ``None`` is all.
+    temperature: what logits are divided by before they become probabilities.
     keep: a list that takes up the logits of every prediction that is asked for, in the order of asking.
     adapter_R: of a network that holds several adapters, PEFT's name of the one that answers each row.
     boundary: what is kept of the network's lower part, where it begins in the middle.
@@ -48,15 +50,31 @@ class Policy:
     layout: Layout = "padded"
     boundary: Boundary | None = None
     head_rows: int | None = None
+    temperature: float = 1.0
 
     def logprobs(self, batch: Batch, smoothing: float = 0.0) -> Tensor:
         """The log-probability of each asked-for token, ``logprob_M``, fp32.
 
         With smoothing, that share of it is the mean log-probability of all tokens (Szegedy et al. 2016, section 7).
         """
+        logprob_M, _ = self._predicted(batch, smoothing)
+        return logprob_M
+
+    def valued(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """As :meth:`logprobs`, and what the critic's head gives where each token is predicted, ``value_M``."""
+        hidden: list[Tensor] = []
+        logprob_M, where_M = self._predicted(batch, 0.0, hidden)
+        return logprob_M, critic.values(self.network, hidden[0].flatten(0, 1)[where_M])
+
+    def _predicted(self, batch: Batch, smoothing: float, hidden: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """The log-probability of each asked-for token, and the place among all that go through where it is predicted.
+
+        Args:
+            hidden: takes up the last hidden states of all places, ``hidden_RTD``.
+        """
         batch = batch if self.layout == "folded" else batch.unfolded()
         assert batch.predict_M is not None
-        with self.autocast(), self._begun(batch):
+        with self.autocast(), self._begun(batch), self._watched(hidden):
             batch = batch.to(self.device)
             block = self._laid(batch)
             where_M = block.flat_N[batch.predict_M]
@@ -64,12 +82,14 @@ class Policy:
                 hidden_MD, output = self._hidden(block)[where_M], base_network(self.network).get_output_embeddings()
                 if self.head_rows is not None and self.keep is None:
                     settings = (batch.target_M, smoothing, self.head_rows)
-                    return cast(Tensor, LogProbs.apply(hidden_MD, output.weight, *settings))  # type: ignore[no-untyped-call]
+                    found = LogProbs.apply(self._cooled(hidden_MD), output.weight, *settings)  # type: ignore[no-untyped-call]
+                    return cast(Tensor, found), where_M
                 logit_MV = output(hidden_MD)
             else:
                 logit_MV = block.network(**block.inputs).logits.flatten(0, 1)[where_M]
-        logit_MV = self._kept(logit_MV.float())
-        return -functional.cross_entropy(logit_MV, batch.target_M, reduction="none", label_smoothing=smoothing)
+        logit_MV = self._kept(self._cooled(logit_MV.float()))
+        found = -functional.cross_entropy(logit_MV, batch.target_M, reduction="none", label_smoothing=smoothing)
+        return found, where_M
 
     def classes(self, batch: Batch) -> Tensor:
         """The output of a row head, ``logit_RC``, fp32; of rows that hold answers, one of each answer."""
@@ -114,6 +134,9 @@ class Policy:
             answers.append(row[:end])
         return answers
 
+    def _cooled(self, value: Tensor) -> Tensor:
+        return value if self.temperature == 1 else value / self.temperature
+
     def _kept(self, logit_MC: Tensor) -> Tensor:
         if self.keep is not None:
             self.keep.append(logit_MC)
@@ -128,9 +151,25 @@ class Policy:
 
     def _hidden(self, block: Block) -> Tensor:
         """The last hidden states, without a head, of all places in one line."""
-        inner = base_network(self.network)
-        hidden_RTD: Tensor = inner.get_submodule(inner.base_model_prefix)(**block.inputs).last_hidden_state
+        hidden_RTD: Tensor = self._inner()(**block.inputs).last_hidden_state
         return hidden_RTD.flatten(0, 1)
+
+    def _inner(self) -> Any:
+        """The network without its head."""
+        whole = base_network(self.network)
+        return whole.get_submodule(whole.base_model_prefix)
+
+    @contextmanager
+    def _watched(self, hidden: list[Tensor] | None) -> Iterator[None]:
+        """Within, the last hidden states are taken up."""
+        if hidden is None:
+            yield
+            return
+        handle = self._inner().register_forward_hook(lambda _, __, said: hidden.append(said.last_hidden_state))
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _begun(self, batch: Batch) -> AbstractContextManager[None]:
         """Within, the network begins where what is kept of this batch allows."""

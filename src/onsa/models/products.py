@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +96,9 @@ def _layer(module: Any) -> Layer | None:
     return Layer(module, name, float(module.scaling[name]))
 
 
+Factors = tuple[Tensor, list[Tensor]]
+
+
 @dataclass
 class Group:
     """Layers that read the same input. The first that is asked answers for all; the others find their answer here."""
@@ -103,17 +107,67 @@ class Group:
     halves: Halves
     source: Tensor | None = None
     answers: dict[int, Tensor] = field(default_factory=dict)
+    held: Factors | None = None
 
     def __call__(self, index: int, x: Tensor) -> Tensor:
         if self.source is not x or index not in self.answers:
-            values = [value for layer in self.members for value in (layer.a, layer.b)]
-            found: tuple[Tensor, ...] = Adapted.apply(x, self.members, self.halves, *values)  # type: ignore[no-untyped-call]
-            self.answers = dict(enumerate(found))
+            self.answers = dict(enumerate(self._found(x)))
             self.source = x
         answer = self.answers.pop(index)
         if not self.answers:
             self.source = None
         return answer
+
+    def _found(self, x: Tensor) -> Sequence[Tensor]:
+        if self.held is not None:
+            outputs, *_ = _products(x, self.members, self.halves, self.held)
+            return outputs
+        values = [value for layer in self.members for value in (layer.a, layer.b)]
+        found: tuple[Tensor, ...] = Adapted.apply(x, self.members, self.halves, *values)  # type: ignore[no-untyped-call]
+        return found
+
+
+_groups: WeakKeyDictionary[nn.Module, list[Group]] = WeakKeyDictionary()  # of networks that are computed so
+
+
+@contextmanager
+def resting(network: nn.Module) -> Iterator[None]:
+    """Within, nothing that trains changes, and there is no graph: factors are laid out for products once."""
+    groups = _groups.get(network, [])
+    for group in groups:
+        group.held = _factors(group.members, [(layer.a, layer.b) for layer in group.members])
+    try:
+        yield
+    finally:
+        for group in groups:
+            group.held = None
+
+
+def _factors(members: Sequence[Layer], values: Sequence[tuple[Tensor, Tensor]]) -> Factors:
+    """All A of a group in one matrix, ``a_SI``, and each B with its scale, ``b_rO``, as they multiply."""
+    dtype = members[0].dtype
+    a_SI = torch.cat([a_rI for a_rI, _ in values]).to(dtype)
+    given = zip(values, members, strict=True)
+    return a_SI, [(b_Or.T * layer.scale).to(dtype).contiguous() for (_, b_Or), layer in given]
+
+
+def _products(
+    x: Tensor, members: Sequence[Layer], halves: Halves, factors: Factors
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """All outputs of a group, its input ``x_NI`` and that through all A, ``u_NS``."""
+    dtype = members[0].dtype
+    a_SI, bs = factors
+    outputs = []
+    with torch.autocast(x.device.type, enabled=False):
+        x_NI = x.reshape(-1, x.shape[-1]).to(dtype)
+        u_NS = x_NI @ a_SI.T
+        for u_Nr, b_rO, layer in zip(torch.split(u_NS, _ranks(bs), 1), bs, members, strict=True):
+            bias = layer.module.base_layer.bias
+            bias = None if bias is None else bias.to(dtype)
+            y_NO = product(x_NI, layer.weight_OI(dtype).T, halves, bias)
+            y_NO.addmm_(u_Nr, b_rO)
+            outputs.append(y_NO.view(*x.shape[:-1], -1))
+    return outputs, x_NI, u_NS
 
 
 class Adapted(torch.autograd.Function):
@@ -121,19 +175,8 @@ class Adapted(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, members: Sequence[Layer], halves: Halves, *values: Tensor) -> tuple[Tensor, ...]:
-        dtype = members[0].dtype
-        a_SI = torch.cat(values[0::2]).to(dtype)
-        bs = [(b_Or.T * layer.scale).to(dtype).contiguous() for b_Or, layer in zip(values[1::2], members, strict=True)]
-        outputs = []
-        with torch.autocast(x.device.type, enabled=False):
-            x_NI = x.reshape(-1, x.shape[-1]).to(dtype)
-            u_NS = x_NI @ a_SI.T
-            for u_Nr, b_rO, layer in zip(torch.split(u_NS, _ranks(bs), 1), bs, members, strict=True):
-                bias = layer.module.base_layer.bias
-                bias = None if bias is None else bias.to(dtype)
-                y_NO = product(x_NI, layer.weight_OI(dtype).T, halves, bias)
-                y_NO.addmm_(u_Nr, b_rO)
-                outputs.append(y_NO.view(*x.shape[:-1], -1))
+        a_SI, bs = _factors(members, list(zip(values[0::2], values[1::2], strict=True)))
+        outputs, x_NI, u_NS = _products(x, members, halves, (a_SI, bs))
         ctx.save_for_backward(x_NI, u_NS, a_SI, *bs)
         ctx.members, ctx.halves, ctx.like = members, halves, (x.shape, x.dtype)
         ctx.set_materialize_grads(False)
@@ -184,9 +227,9 @@ def shapes(found: Sequence[Layer]) -> set[tuple[int, int]]:
 def fuse(network: nn.Module, halves: Halves = NONE) -> None:
     """Let a network's plain adapted layers be computed so, in groups that a few tokens sent through it show."""
     found, _ = layers(network)
-    for members in _grouped(network, found):
-        group = Group(members, halves)
-        for index, layer in enumerate(members):
+    _groups[network] = [Group(members, halves) for members in _grouped(network, found)]
+    for group in _groups[network]:
+        for index, layer in enumerate(group.members):
             layer.module.forward = _forward(group, index, layer.module.forward)
 
 

@@ -1,7 +1,8 @@
 """Reference: the model that a policy began as, which objectives hold it against.
 
 Its log-probabilities of texts that stay the same are computed once and kept on disk, in the files of
-:mod:`onsa.models.states`, so that no second model is in memory.
+:mod:`onsa.models.states`, so that no second model is in memory. Of texts that are made on the way it is asked when they
+are there: a network that can be put back to what it began as needs no second model either.
 
 Shape legend: M predictions.
 """
@@ -9,6 +10,9 @@ Shape legend: M predictions.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -18,14 +22,37 @@ from onsa.models.batch import Batch
 from onsa.models.states import DIGEST_BYTES, States
 
 
+class Reference(ABC):
+    """The base of both."""
+
+    @abstractmethod
+    def logprobs(self, batch: Batch) -> Tensor:
+        """The log-probability of each asked-for token, ``logprob_M``, fp32, without a graph."""
+
+
 @dataclass(frozen=True)
-class Reference:
+class Live(Reference):
+    """The policy itself, put back to what it began as.
+
+    said: what the policy, as it is, makes of a batch; ``back``: within, it is what it began as.
+    """
+
+    said: Callable[[Batch], Tensor]
+    back: Callable[[], AbstractContextManager[None]]
+
+    @torch.no_grad()
+    def logprobs(self, batch: Batch) -> Tensor:
+        with self.back():
+            return self.said(batch)
+
+
+@dataclass(frozen=True)
+class Recorded(Reference):
     """The log-probabilities of predictions, by what :func:`asked` knows each text by."""
 
     kept: States
 
     def logprobs(self, batch: Batch) -> Tensor:
-        """The log-probability of each asked-for token, ``logprob_M``, fp32, without a graph."""
         places = [self.kept.places[text] for text in asked(batch)]
         parts = [self.kept.value_ND[start:end, 0] for start, end in places]
         return torch.cat(parts).to(batch.token_N.device)

@@ -21,6 +21,7 @@ from torch import Tensor
 from onsa.models.attention import FUSED, use, used
 from onsa.models.lowering import base_network, soft_prompt
 from onsa.models.policy import Policy
+from onsa.models.products import resting
 
 AT_ONCE = 64  # answers that are drawn beside each other
 
@@ -64,7 +65,7 @@ def sample(
         raise ValueError("nothing is drawn behind a soft prompt")
     network.eval()
     found: list[list[Answer]] = [[] for _ in prompts]
-    with policy.autocast(), _masked(network):
+    with policy.autocast(), _masked(network), resting(network):
         for part in _parts(prompts, seeds):
             drawn = _drawn(policy, [prompts[row] for row in part], [seeds[row] for row in part], sampling)
             for row, answers in zip(part, drawn, strict=True):
@@ -169,11 +170,12 @@ def _token(logit_BV: Tensor, chance_B: Tensor, sampling: Sampling) -> tuple[Tens
         token_B = logprob_BV.argmax(1)
     else:
         logprob_BV = (logit_BV / sampling.temperature).log_softmax(1)
-        sorted_BV, order_BV = logprob_BV.double().exp().sort(1, descending=True)
-        below_BV = sorted_BV.cumsum(1)
+        chance_BV, order_BV = logprob_BV.exp().double(), None
         if sampling.top_p < 1:
-            sorted_BV = sorted_BV * (below_BV - sorted_BV < sampling.top_p)
-            below_BV = sorted_BV.cumsum(1)
+            chance_BV, order_BV = chance_BV.sort(1, descending=True)
+            chance_BV *= chance_BV.cumsum(1) - chance_BV < sampling.top_p
+        below_BV = chance_BV.cumsum(1)
         place_B1 = torch.searchsorted(below_BV, chance_B[:, None] * below_BV[:, -1:], right=True)
-        token_B = order_BV.gather(1, place_B1.clamp_max(logit_BV.shape[1] - 1))[:, 0]
+        place_B1 = place_B1.clamp_max(logit_BV.shape[1] - 1)
+        token_B = (place_B1 if order_BV is None else order_BV.gather(1, place_B1))[:, 0]
     return token_B, logprob_BV.gather(1, token_B[:, None])[:, 0]

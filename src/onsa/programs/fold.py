@@ -22,12 +22,13 @@ from onsa.programs.adapters import check_base, full_precision
 from onsa.programs.predict import open_run
 from onsa.programs.prepare import Prepared, prepare
 from onsa.programs.report import METRICS
+from onsa.programs.rollouts import examiner, graders
 from onsa.serve.predictor import deployed, load_run
 from onsa.spec.errors import Level, Problem, StoreError
 from onsa.spec.recipe import Recipe
 from onsa.store.atomic import explained, publish, ready_folder
 from onsa.store.run import Run
-from onsa.tasks.base import Outcome
+from onsa.tasks.base import Examiner, Outcome
 
 PROOF_ROWS, PROOF_TOKENS = 16, 64  # logits are compared over so many rows, and so many tokens of each
 # Of the largest logit: fp32 rounds by 6e-8, and over the sums of a large network (32 layers of width 4096) these errors
@@ -101,7 +102,8 @@ def fold(ref: str, to: Path) -> Folded:
     adaptation, task = prepared.adaptation, prepared.task
     shown = (prepared.examples["test"] or prepared.examples["train"])[:PROOF_ROWS]
     apart = load_run(run.folder, prepared.recipe)
-    logits, before = _logits(apart.policy.network, shown), _outcome(apart.policy, prepared)
+    by = examiner(prepared, "test", graders(prepared))
+    logits, before = _logits(apart.policy.network, shown), _outcome(apart.policy, by, prepared)
     whole: Any = adaptation.merge(apart.policy.network)
     with _drafted(to) as draft, quiet():
         whole.save_pretrained(draft)
@@ -120,7 +122,7 @@ def fold(ref: str, to: Path) -> Folded:
         rows=len(shown),
         logits=sum(one.numel() for one in logits),
         metric=task.headline,
-        comparisons=_compared(prepared, before, _outcome(policy, prepared)),
+        comparisons=_compared(prepared, by, before, _outcome(policy, by, prepared)),
     )
 
 
@@ -171,15 +173,15 @@ def _logits(network: Any, examples: Sequence[Example]) -> list[Tensor]:
     return [network(input_ids=token_1T).logits[0].float().cpu() for token_1T in tokens]
 
 
-def _outcome(policy: Any, prepared: Prepared) -> Outcome | None:
+def _outcome(policy: Any, by: Examiner, prepared: Prepared) -> Outcome | None:
     test = prepared.examples["test"]
-    return outcome_of(policy, prepared.task, test, prepared.plan) if test else None
+    return outcome_of(policy, by, test, prepared.plan) if test else None
 
 
-def _compared(prepared: Prepared, before: Outcome | None, after: Outcome | None) -> list[Compared]:
+def _compared(prepared: Prepared, by: Examiner, before: Outcome | None, after: Outcome | None) -> list[Compared]:
     if before is None or after is None:
         return []
     recipe, task = prepared.recipe, prepared.task
     lower = task.lower_is_better
-    results = paired_all(task.metrics, before, after, recipe.evaluate.bootstrap, recipe.seed, lower)
+    results = paired_all(by.metrics, before, after, recipe.evaluate.bootstrap, recipe.seed, lower)
     return [compared(name, found, name in lower) for name, found in results.items()]

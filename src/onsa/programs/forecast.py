@@ -21,14 +21,16 @@ from onsa.accel.passes import MEMORY, NETWORK
 from onsa.accel.plan import decide
 from onsa.engine.batches import micro_batches
 from onsa.engine.sessions.base import Session, Work
+from onsa.models import critic
 from onsa.models.blocks import depths
 from onsa.models.heads import Head
 from onsa.models.load import load
 from onsa.models.quantize import count, held_bytes, is_quantised
-from onsa.objectives.base import Objective
+from onsa.objectives.base import Objective, Role
 from onsa.optim.optimizers.base import Optimizer
 from onsa.optim.schedules.base import Schedule
 from onsa.programs.prepare import Prepared
+from onsa.programs.rollouts import feed, graders
 from onsa.regularisers.base import Regulariser
 from onsa.sources.base import Cursor
 from onsa.spec.errors import Level, Problem
@@ -88,11 +90,14 @@ def build(prepared: Prepared) -> Built:
     loaded = load(prepared.base.folder, recipe.model, task.head, task.outputs, task.hf_problem, recipe.seed)
     torch.manual_seed(recipe.seed)
     network = prepared.adaptation.apply(loaded.network, task.head, loaded.new, prepared.total)
-    cast(Optimizer, recipe.optimizer).groups(network, loaded.new, prepared.adaptation.staged)  # for what it refuses
+    new = loaded.new
+    if Role.CRITIC in cast(Objective, recipe.objective).asks:
+        new |= critic.attach(network)
+    cast(Optimizer, recipe.optimizer).groups(network, new, prepared.adaptation.staged)  # for what it refuses
     plan = prepared.plan
     if recipe.accel.mode != "off":
         plan = replace(plan, anatomy=examine(_subject(prepared, network)))
-    built = Built(replace(prepared, plan=decide(plan, recipe.accel, NETWORK)), network, loaded.new)
+    built = Built(replace(prepared, plan=decide(plan, recipe.accel, NETWORK)), network, new)
     seen = forecast(built)
     plan = decide(replace(built.prepared.plan, needed=seen.memory, free=seen.free), recipe.accel, MEMORY)
     return replace(built, prepared=replace(prepared, plan=plan))
@@ -130,7 +135,9 @@ def work(built: Built) -> Work:
         total=prepared.total,
         base=f"{prepared.base.sha256} {recipe.model.quantize}",
         sides=(prepared.examples["train"], prepared.examples["validation"]),
-        uses=cast(Objective, recipe.objective).uses,
+        uses=cast(Objective, recipe.objective).asks,
+        live=prepared.plan.live,
+        temperature=prepared.source.cooling,
     )
 
 
@@ -201,12 +208,14 @@ def timed(prepared: Prepared, session: Session, seen: Forecast, steps: int = 3) 
     objective = cast(Objective, prepared.recipe.objective)
     spent: list[float] = []
     tokens = 0
-    for examples, _ in islice(prepared.source.steps(prepared.feed, Cursor()), steps + 1):
-        started = time.perf_counter()
+    given = feed(prepared, session, graders(prepared))
+    started = time.perf_counter()
+    for examples, _ in islice(prepared.source.steps(given, Cursor()), steps + 1):
         session.forward_backward(micro_batches(examples, prepared.plan, prepared.recipe.train.accumulate), objective)
         session.step()
         spent.append(time.perf_counter() - started)
         tokens += sum(len(example.token_T) for example in examples)
+        started = time.perf_counter()
     counted = spent[1:] or spent  # the first step also pays for first-time work
     rate = tokens / sum(spent) if len(spent) == 1 else (tokens * len(counted) / len(spent)) / sum(counted)
     seconds = prepared.total * sum(counted) / len(counted)

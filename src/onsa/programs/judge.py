@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from onsa.data.compare import Messages
 from onsa.data.table import Row
 from onsa.models.batch import Example, collate
 from onsa.programs.feedback import Agreement, Bench, Candidate, Verdict, agreement, keep, known, path_of, verdicts
@@ -27,6 +28,7 @@ from onsa.spec.messages import say
 from onsa.tasks.base import Task, TokenTask
 
 LETTERS = ("A", "B")
+SCORES = ("score",)  # what a reward model gives
 
 
 class Judge(ABC):
@@ -46,9 +48,13 @@ class ByScore(Judge):
     name: str
     predictor: Predictor
 
+    def scores(self, answered: Sequence[tuple[Messages, str]]) -> list[float]:
+        """The score of each prompt's answer."""
+        asked = [{"prompt": prompt, "completion": answer} for prompt, answer in answered]
+        return [float(answer["score"]) for answer in self.predictor.predict(asked)]
+
     def first(self, candidate: Candidate) -> tuple[float, dict[str, Any]]:
-        asked = [{"prompt": candidate.prompt, "completion": answer} for answer in candidate.answers]
-        scores = [answer["score"] for answer in self.predictor.predict(asked)]
+        scores = self.scores([(candidate.prompt, answer) for answer in candidate.answers])
         return float(1 / (1 + np.exp(scores[1] - scores[0]))), {"scores": scores}
 
 
@@ -105,26 +111,49 @@ class Judged:
         }
 
 
-def open_judge(ref: str, constitution: Path | None = None) -> Judge:
+def open_judge(ref: str, constitution: str | None = None) -> Judge:
     """A finished run as a judge.
+
+    Args:
+        constitution: the text that it judges by; a built-in one if not given.
 
     Raises:
         StoreError: there is no such run, or it neither scores answers nor talks.
-        RecipeError: the constitution cannot be read, or a reward model was given one.
+        RecipeError: a reward model was given a constitution.
     """
     run, recipe = open_run(ref)
     task = cast(Task, recipe.task)
-    if task.outputs == ("score",):
+    if task.outputs == SCORES:
         if constitution is not None:
-            raise RecipeError.of("constitution-unread", file=str(constitution))
+            raise RecipeError.of("constitution-unread", file=run.id)
         return ByScore(run.id, load(run))
     if not can_judge(task):
         raise StoreError.of("run-no-judge", file=run.id, task=task.kind)
+    return ByWords(run.id, load(run), (constitution or say("constitution")).strip())
+
+
+def open_scorer(ref: str) -> ByScore:
+    """A finished run as a reward model.
+
+    Raises:
+        StoreError: there is no such run, or it does not score answers.
+    """
+    run, recipe = open_run(ref)
+    task = cast(Task, recipe.task)
+    if task.outputs != SCORES:
+        raise StoreError.of("run-no-scorer", file=run.id, task=task.kind)
+    return ByScore(run.id, load(run))
+
+
+def read_constitution(path: Path) -> str:
+    """
+    Raises:
+        RecipeError: the file cannot be read.
+    """
     try:
-        text = say("constitution") if constitution is None else constitution.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
-        raise RecipeError.of("constitution-unreadable", file=str(constitution), reason=error.strerror) from None
-    return ByWords(run.id, load(run), text.strip())
+        raise RecipeError.of("constitution-unreadable", file=str(path), reason=error.strerror) from None
 
 
 def judge(bench: Bench, by: Judge, most: int) -> Iterator[Verdict]:

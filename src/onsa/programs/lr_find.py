@@ -22,7 +22,6 @@ from onsa.optim.optimizers.base import Optimizer
 from onsa.optim.schedules.base import Schedule
 from onsa.programs.forecast import build, forecast, work
 from onsa.programs.prepare import Prepared, prepare
-from onsa.programs.resolve import steps_an_epoch
 from onsa.sources.base import Cursor
 from onsa.spec.errors import Level, MachineError, RecipeError, TrainingError
 from onsa.spec.messages import say
@@ -110,7 +109,10 @@ def lr_find(recipe: Recipe, sweep: Sweep, progress: Callable[[str], None] | None
     """
     if not 0 < sweep.low < sweep.high:
         raise RecipeError.of("lr-range-empty", low=f"{sweep.low:g}", high=f"{sweep.high:g}")
-    prepared = _lasting(prepare(recipe, progress), sweep.steps)
+    prepared = prepare(recipe, progress)
+    if prepared.source.makes:
+        raise RecipeError.of("lr-find-rewarded", key="source", source=prepared.source.kind)
+    prepared = _lasting(prepared, sweep.steps)
     if progress is not None:
         progress(say("lr-find-begins", steps=sweep.steps, low=f"{sweep.low:g}", high=f"{sweep.high:g}"))
     rates, losses, smooth, new = _swept(prepared, sweep)
@@ -160,7 +162,7 @@ def suggest(rates: Sequence[float], smooth: Sequence[float]) -> tuple[float, flo
 def _lasting(prepared: Prepared, steps: int) -> Prepared:
     """A run of so many steps, over the rows as often as that takes."""
     train = prepared.recipe.train
-    an_epoch = steps_an_epoch(train, prepared.feed.length_R)
+    an_epoch = prepared.source.an_epoch(prepared.feed)
     train = train.model_copy(update={"epochs": -(-steps // an_epoch), "max_steps": steps})
     return replace(prepared, recipe=prepared.recipe.model_copy(update={"train": train}), total=steps)
 

@@ -37,12 +37,13 @@ from onsa.models.heads import Head
 from onsa.optim.optimizers.base import Optimizer
 from onsa.programs.history import Told
 from onsa.programs.prepare import Prepared
+from onsa.programs.rollouts import Graders, examiner, graders
 from onsa.programs.wins import rate, wins
 from onsa.serve.predictor import BATCH_ROWS, MODEL, Predictor, load_run
 from onsa.spec.component import Form
 from onsa.spec.errors import Level
 from onsa.store.run import Run
-from onsa.tasks.base import Outcome, Task, TokenTask
+from onsa.tasks.base import Examiner, Outcome, Task, TokenTask
 from onsa.tasks.preference import Preference
 from onsa.tasks.text_classification import TextClassification
 
@@ -52,6 +53,7 @@ class Measured:
     """Outcomes on the test rows: no ``base`` where no baseline was asked for, neither where no rows were held out.
 
     won: of each prompt whether the tuned answer is preferred to the base's, where there is a judge.
+    examiner: whose metrics of the outcomes count; the task's own if not given.
     """
 
     base: Outcome | None
@@ -59,38 +61,45 @@ class Measured:
     baseline: Literal["untuned", "probe"] | None
     answers: list[Answer]
     won: Outcome | None = None
+    examiner: Examiner | None = None
 
 
-def measure(prepared: Prepared, folder: Path) -> Measured:
-    """Answer the test rows with the saved model and with its base, one after the other: both at once need not fit."""
+def measure(prepared: Prepared, folder: Path, grades: Graders | None = None) -> Measured:
+    """Answer the test rows with the saved model and with its base, one after the other: both at once need not fit.
+
+    Args:
+        grades: what grades answers, of a run that makes some.
+    """
     if not prepared.examples["test"]:
         return Measured(None, None, None, [])
-    tuned, given = _tuned(prepared, folder)
+    grades = grades or graders(prepared)
+    by = examiner(prepared, "test", grades)
+    tuned, given = _tuned(prepared, folder, by)
     if not prepared.recipe.evaluate.baseline:
-        return Measured(None, tuned, None, _answers(prepared, given, [None] * len(given)))
+        return Measured(None, tuned, None, _answers(prepared, given, [None] * len(given)), examiner=by)
     gc.collect()  # a network holds itself in cycles
-    base, before = _base(prepared, folder)
+    base, before = _base(prepared, folder, by)
     baseline: Literal["untuned", "probe"] = "probe" if prepared.task.head is Head.ROWS else "untuned"
     won = None
     if prepared.recipe.evaluate.judge is not None and before:
         gc.collect()
         rows = _asked_for(prepared)[: prepared.recipe.evaluate.judged]
         won = wins(prepared, rows, given[: len(rows)], before[: len(rows)])
-    return Measured(base, tuned, baseline, _answers(prepared, given, before), won)
+    return Measured(base, tuned, baseline, _answers(prepared, given, before), won, by)
 
 
-def _tuned(prepared: Prepared, folder: Path) -> tuple[Outcome, list[str]]:
+def _tuned(prepared: Prepared, folder: Path, by: Examiner) -> tuple[Outcome, list[str]]:
     model = load_run(folder, prepared.recipe)
-    outcome = outcome_of(model.policy, prepared.task, prepared.examples["test"], prepared.plan)
+    outcome = outcome_of(model.policy, by, prepared.examples["test"], prepared.plan)
     return outcome, _said(prepared, model)
 
 
-def _base(prepared: Prepared, folder: Path) -> tuple[Outcome, list[str]]:
+def _base(prepared: Prepared, folder: Path, by: Examiner) -> tuple[Outcome, list[str]]:
     recipe, task, test = prepared.recipe, prepared.task, prepared.examples["test"]
     model = load_run(folder, recipe, tuned=False)
     if task.head is Head.ROWS:
         return probe(model.policy, task, prepared.examples["train"], test, prepared.plan, recipe.seed), []
-    return outcome_of(model.policy, task, test, prepared.plan), _said(prepared, model)
+    return outcome_of(model.policy, by, test, prepared.plan), _said(prepared, model)
 
 
 def _asked_for(prepared: Prepared) -> list[Row]:
@@ -126,7 +135,7 @@ def document(prepared: Prepared, run: Run, told: Told, found: Measured) -> Docum
         baseline=found.baseline,
         verdict=Verdict(metric=task.headline, better=better, rows=0 if tuned is None else len(tuned.row_R)),
         comparisons=entries,
-        history=told.history(recipe.train.best),
+        history=told.history(recipe.train.best or task.headline),
         errors=[] if tuned is None else _mistakes(prepared, tuned),
         answers=found.answers,
         figures=_figures(prepared, run, told),
@@ -154,11 +163,12 @@ def _compared(prepared: Prepared, found: Measured) -> list[Compared]:
     if found.tuned is None:
         return []
     resamples, lower = recipe.evaluate.bootstrap, task.lower_is_better
+    metrics = (found.examiner or task).metrics
     results: dict[str, Comparison] | dict[str, Interval]
     if found.base is None:
-        results = intervals(task.metrics, found.tuned, resamples, recipe.seed)
+        results = intervals(metrics, found.tuned, resamples, recipe.seed)
     else:
-        results = paired_all(task.metrics, found.base, found.tuned, resamples, recipe.seed, lower)
+        results = paired_all(metrics, found.base, found.tuned, resamples, recipe.seed, lower)
     entries = [compared(name, result, name in lower) for name, result in results.items()]
     if found.won is not None:
         won = intervals(rate, found.won, resamples, recipe.seed)

@@ -35,7 +35,6 @@ from onsa.programs.resolve import (
     Choice,
     conflicts,
     misfits,
-    steps_an_epoch,
     unwatched,
     with_axes,
     with_judge,
@@ -134,7 +133,7 @@ def prepare(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Pr
     tokenizer = load_tokenizer(base.folder, recipe.model)
     problems += preflight.template(task, dataset, tokenizer, recipe.model.name)
     _stop_at_errors(problems)
-    context = _context(base, cast(Adaptation, recipe.adaptation))
+    context = _context(base, cast(Adaptation, recipe.adaptation), cast(Source, recipe.source))
     longest = recipe.train.max_length or context
     encoded = encode if recipe.accel.mode == "off" else tokenised
     examples = {side: encoded(task, rows, tokenizer, longest) for side, rows in dataset.sides.items()}
@@ -150,8 +149,9 @@ def prepare(recipe: Recipe, progress: Callable[[str], None] | None = None) -> Pr
     problems += preflight.tokens(recipe, dataset, examples, tokenizer, context)
     _stop_at_errors(problems)
     feed = Feed(examples["train"], recipe.train, recipe.seed)
-    recipe = with_rhythm(recipe, steps_an_epoch(recipe.train, feed.length_R))
-    total = cast(Source, recipe.source).total(feed)
+    source = cast(Source, recipe.source)
+    recipe = with_rhythm(recipe, source.an_epoch(feed))
+    total = source.total(feed)
     plan = _plan(recipe, base, examples, feed)
     return Prepared(recipe, base, dataset, tokenizer, examples, plan, total, tuple(choices), tuple(problems))
 
@@ -169,18 +169,20 @@ def padded_share(recipe: Recipe, feed: Feed, plan: Plan) -> float:
 
 
 def _plan(recipe: Recipe, base: Located, examples: Mapping[str, Sequence[Example]], feed: Feed) -> Plan:
-    task, optimizer = cast(Task, recipe.task), recipe.optimizer
-    known = sizes(examples["train"])
+    task, source, optimizer = cast(Task, recipe.task), cast(Source, recipe.source), recipe.optimizer
+    seen = source.seen(examples["train"])
+    known = sizes(seen)
     watched_R = sizes(examples["validation"]).length_R
     plain = Plan(
         head=task.head,
         device=cast(Engine, recipe.engine).place(),
         optimizer=optimizer.kind if optimizer else "",
         lengths=tuple(known.length_R.tolist()),
-        repeated=_repeated(examples["train"]),
+        repeated=_repeated(seen),
         supervised_share=int(known.supervised_R.sum()) / max(1, int(known.length_R.sum())),
         plain_head=not any(base.config.get(name) for name in SHAPED_HEADS),
-        epochs=cast(Source, recipe.source).total(feed) / steps_an_epoch(recipe.train, known.length_R),
+        epochs=source.total(feed) / source.an_epoch(feed),
+        live=bool(source.makes),
         rows=len(known.length_R) + len(watched_R),
         tokens=int(known.length_R.sum() + watched_R.sum()),
         states=recipe.accel.states,
@@ -197,13 +199,18 @@ def _repeated(examples: Sequence[Example]) -> float:
     return sum(part_P[0] * (len(part_P) - 2) for part_P in parts) / max(1, whole)
 
 
-def _context(base: Located, adaptation: Adaptation) -> int:
+def _context(base: Located, adaptation: Adaptation, source: Source) -> int:
     """The tokens of a row that a base can look at.
 
     Raises:
-        RecipeError: the adaptation leaves none of them to the rows.
+        RecipeError: the adaptation, or the answers to a row, leave none of them to the rows.
     """
     whole, virtual = min(base.context or UNLIMITED, UNLIMITED), adaptation.places()
+    if source.room:
+        if whole - source.room < LEAST:
+            key, most = "source.max_new_tokens", whole - LEAST
+            raise RecipeError.of("answers-over-context", key=key, value=source.room, context=whole, most=most)
+        return whole - source.room
     if whole - virtual < LEAST:
         key = "adaptation.tokens" if "tokens" in type(adaptation).model_fields else "adaptation.settings"
         raise RecipeError.of("tokens-over-context", key=key, value=virtual, context=whole, most=whole - LEAST)

@@ -20,12 +20,12 @@ from onsa.objectives.base import Objective
 from onsa.optim.optimizers.base import Optimizer
 from onsa.optim.schedules.base import Schedule
 from onsa.regularisers.base import Regulariser
+from onsa.sources.base import Source
 from onsa.spec import registry
-from onsa.spec.component import Component
+from onsa.spec.component import Component, Form
 from onsa.spec.errors import DataError, Level, Problem, RecipeError, StoreError, unknown
 from onsa.spec.messages import say
 from onsa.spec.recipe import Recipe, parse_recipe
-from onsa.spec.sections import Train
 from onsa.store.run import State
 from onsa.store.runs import Store
 from onsa.tasks.base import Match, Task
@@ -34,6 +34,7 @@ Lengths = npt.NDArray[np.int64]
 SMALL_MODEL = 60_000_000  # parameters up to which full tuning is the better default for a row head
 RATE_NEW = 1e-2  # of a new head, which starts from nothing; at a tenth of it 100 steps hardly move one
 LONGEST = 1024  # tokens a row keeps by default
+PROMPTS = 8  # whose answers a step learns from by default
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,14 @@ class Choice:
         return say(self.reason, **self.values)
 
 
-def recognise(profile: Profile, file: str, given: Iterable[str] = ()) -> tuple[type[Task], Match]:
+def recognise(
+    profile: Profile, file: str, given: Iterable[str] = (), makes: frozenset[Form] = frozenset()
+) -> tuple[type[Task], Match]:
     """The task that a table fits best, with the columns in their roles.
 
     Args:
         given: roles that the recipe gives columns for; only tasks that know them all come into question.
+        makes: forms of rows that the source makes examples of; only tasks of these come into question, if any.
 
     Raises:
         DataError: no task recognises the columns; the message lists what was seen.
@@ -62,7 +66,8 @@ def recognise(profile: Profile, file: str, given: Iterable[str] = ()) -> tuple[t
     for kind in registry.kinds("task"):
         task = cast(type[Task], registry.load("task", kind))
         match = task.recognise(profile)
-        if match is not None and set(given) <= set(task.roles):
+        fits = task().provides in makes if makes else True
+        if match is not None and fits and set(given) <= set(task.roles):
             found.append((match.score, kind, task, match))
     if not found:
         seen = ", ".join(f"{column.name} ({column.look.value})" for column in profile.columns)
@@ -76,7 +81,7 @@ def with_task(recipe: Recipe, profile: Profile) -> tuple[Recipe, list[Choice]]:
     choices: list[Choice] = []
     task, columns = cast(Task | None, recipe.task), recipe.data.columns
     if task is None:
-        kind, match = recognise(profile, recipe.data.path, columns or ())
+        kind, match = recognise(profile, recipe.data.path, columns or (), _made(recipe))
         task, columns = kind(), columns or match.columns
         choices += [Choice("task", reason, values) for reason, values in match.reasons]
     elif columns is None:
@@ -84,9 +89,16 @@ def with_task(recipe: Recipe, profile: Profile) -> tuple[Recipe, list[Choice]]:
         columns = match_given.columns if match_given else _by_name(task, profile, recipe.data.path)
     objective = cast(Objective | None, recipe.objective)
     task = task.suited(frozenset() if objective is None else objective.reads)
+    best = recipe.train.best or ("loss" if "loss" in task.measures else task.headline)
     language = recipe.data.language or profile.language
     data = recipe.data.model_copy(update={"columns": columns, "language": language})
-    return recipe.model_copy(update={"task": task, "data": data}), choices
+    train = recipe.train.model_copy(update={"best": best})
+    return recipe.model_copy(update={"task": task, "data": data, "train": train}), choices
+
+
+def _made(recipe: Recipe) -> frozenset[Form]:
+    """The forms of rows that a recipe's source makes examples of itself."""
+    return cast(Source, recipe.source or _usual("source")).makes
 
 
 def _by_name(task: Task, profile: Profile, file: str) -> dict[str, str]:
@@ -158,11 +170,14 @@ def with_training(recipe: Recipe, length_R: Lengths, longest: int, context: int)
         fill["max_length"] = max(2, min(context, LONGEST, longest + (-longest) % 8))
         choices.append(Choice("train.max_length", "why-length", {"longest": longest, "length": fill["max_length"]}))
     if train.epochs is None:
-        fill["epochs"] = 3 if task.head is Head.TOKENS or len(length_R) > 5000 else 10
+        usual = 3 if task.head is Head.TOKENS or len(length_R) > 5000 else 10
+        fill["epochs"] = 1 if task.provides is Form.PROMPTED else usual
         choices.append(Choice("train.epochs", "why-epochs", {"rows": len(length_R), "epochs": fill["epochs"]}))
     if train.batch_tokens is None and train.batch_rows is None:
         if task.head is Head.ROWS:
             fill["batch_rows"] = 32
+        elif task.provides is Form.PROMPTED:
+            fill["batch_rows"] = PROMPTS
         else:
             fill["batch_tokens"] = 1024 if length_R.sum() < 200_000 else 4096
     if train.precision is None:
@@ -217,8 +232,13 @@ def conflicts(recipe: Recipe) -> list[Problem]:
         fitting = [kind for kind in task.objectives if task.provides in _objective(kind).reads]
         values = {"objective": objective.kind, "task": task.kind, "form": task.provides.value, "near": fitting[0]}
         found.append(Problem("objective-mismatch", values, key="objective"))
-    if recipe.train.best not in task.measures:
-        found.append(unknown("metric-unknown", recipe.train.best, task.measures, key="train.best", task=task.kind))
+    best = recipe.train.best or ""
+    if best not in task.measures:
+        found.append(unknown("metric-unknown", best, task.measures, key="train.best", task=task.kind))
+    makes = _made(recipe)
+    if not (task.provides in makes if makes else task.provides is not Form.PROMPTED):
+        values = {"source": (recipe.source or _usual("source")).kind, "task": task.kind}
+        found.append(Problem("source-mismatch" if makes else "source-makes-none", values, key="source"))
     if recipe.model.head_dropout is not None and task.head is Head.TOKENS:
         found.append(Problem("head-dropout-tokens", {"task": task.kind}, key="model.head_dropout"))
     schedule, optimizer = cast(Schedule | None, recipe.schedule), cast(Optimizer | None, recipe.optimizer)
@@ -261,12 +281,10 @@ def misfits(recipe: Recipe) -> list[Problem]:
     if recipe.model.quantize is not None and not (adaptation.adapter or adaptation.keeps_base):
         values = {"adaptation": adaptation.kind, "value": recipe.model.quantize}
         found.append(Problem("quantize-trains-base", values, key="model.quantize"))
-    refused = cast(Engine, recipe.engine).refuse(adaptation, optimizer, recipe.model.quantize)
+    engine = cast(Engine, recipe.engine)
+    if provides is Form.PROMPTED and adaptation.places():
+        found.append(Problem("rollouts-soft-prompt", {"adaptation": adaptation.kind}, key="adaptation"))
+    if provides is Form.PROMPTED and not engine.alone:
+        found.append(Problem("rollouts-alone", {"engine": engine.kind}, key="engine"))
+    refused = engine.refuse(adaptation, optimizer, recipe.model.quantize)
     return [*found, refused] if refused else found
-
-
-def steps_an_epoch(train: Train, length_R: Lengths) -> int:
-    """About how many optimizer steps one epoch has."""
-    if train.batch_rows:
-        return -(-len(length_R) // train.batch_rows)
-    return max(1, -(-int(length_R.sum()) // (train.batch_tokens or 1)))

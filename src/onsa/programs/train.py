@@ -16,6 +16,7 @@ from onsa.engine.events import Begun, Evaluated, Event, Stepped
 from onsa.engine.returning import give_back
 from onsa.engine.sessions.base import Session
 from onsa.evaluate.document import Document, headline, read_document, write_document
+from onsa.models import critic
 from onsa.objectives.base import Objective
 from onsa.optim.optimizers.base import Optimizer
 from onsa.programs.forecast import Built, Forecast, build, forecast, work
@@ -24,6 +25,7 @@ from onsa.programs.measure import document, measure
 from onsa.programs.preflight import places
 from onsa.programs.prepare import Prepared, prepare
 from onsa.programs.report import METRICS, REPORT, write_report
+from onsa.programs.rollouts import examiner, feed, graders
 from onsa.programs.verify import verify
 from onsa.regularisers.base import Regulariser
 from onsa.serve.predictor import MODEL
@@ -97,6 +99,7 @@ def _run(store: Store, run: Run | None, prepared: Prepared) -> Generator[Told, N
     prepared = built.prepared
     # Both before there is a run, so that one that cannot begin leaves none behind.
     seen = _fitting(built)
+    grades = graders(prepared)
     session = prepared.engine.open(work(built))
     resumed = run is not None
     run = store.start(run or _created(store, prepared))
@@ -107,8 +110,9 @@ def _run(store: Store, run: Run | None, prepared: Prepared) -> Generator[Told, N
             job = loop.Job(
                 session=session,
                 source=prepared.source,
-                feed=prepared.feed,
+                feed=feed(prepared, session, grades),
                 task=prepared.task,
+                examiner=examiner(prepared, "validation", grades),
                 objective=cast(Objective, prepared.recipe.objective),
                 plan=prepared.plan,
                 validation=prepared.examples["validation"],
@@ -124,7 +128,7 @@ def _run(store: Store, run: Run | None, prepared: Prepared) -> Generator[Told, N
         del session, job, built  # the base is loaded anew to be measured: two at once need not fit
         gc.collect()  # a network holds itself in cycles
         give_back()
-        found = document(prepared, run, told, measure(prepared, run.folder))
+        found = document(prepared, run, told, measure(prepared, run.folder, grades))
         run = publish_run(store, run, found)
     yield Finished(run, found)  # out here, where a caller that stops listening no longer pauses the run
 
@@ -220,6 +224,7 @@ def _keep_best(session: Session, prepared: Prepared, run: Run, checkpoints: Path
     if final.exists():
         return
     draft.mkdir(exist_ok=True)
+    critic.detach(session.network())
     with explained(run.folder, 0):
         prepared.adaptation.save(session.network(), prepared.tokenizer, draft)
         publish(draft, final)

@@ -83,10 +83,7 @@ class Predictor:
     @property
     def stops(self) -> tuple[int, ...]:
         """The tokens with which an answer ends."""
-        ends = self.policy.network.generation_config.eos_token_id  # a number, a list of them, or nothing
-        task = cast(TokenTask, self.task)
-        more = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        return tuple(sorted(task.stop_ids(self.tokenizer).union(more)))
+        return stops(self.policy.network, cast(TokenTask, self.task), self.tokenizer)
 
     def prompts(self, rows: Sequence[Row]) -> list[list[int]]:
         """The tokens that answers to some rows are generated from."""
@@ -98,7 +95,7 @@ class Predictor:
 
     def said(self, tokens: Sequence[int]) -> str:
         """Generated tokens as text."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        return said(self.tokenizer, tokens)
 
     def asked(self, row: Row) -> Example:
         """A row as it is put to a row head."""
@@ -109,6 +106,18 @@ class Predictor:
         self.policy.network.eval()
         examples = [self.asked(row) for row in rows]
         return self.task.described(self.policy.classes(collate(examples)), examples)
+
+
+def stops(network: Any, task: TokenTask, tokenizer: Any) -> tuple[int, ...]:
+    """The tokens with which a network's answers end."""
+    ends = network.generation_config.eos_token_id  # a number, a list of them, or nothing
+    more = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    return tuple(sorted(task.stop_ids(tokenizer).union(more)))
+
+
+def said(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """Generated tokens as text."""
+    return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
 def as_row(task: Task, normalise: str, given: Given) -> Row:

@@ -6,13 +6,10 @@ from collections.abc import Iterator
 from typing import Annotated, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from onsa.models.batch import Example
-from onsa.sources.base import Cursor, Feed, Source
-
-Rows = npt.NDArray[np.int64]
+from onsa.sources.base import Cursor, Feed, Rows, Source
 
 
 class Dataset(Source):
@@ -45,32 +42,14 @@ class Dataset(Source):
                 yield [feed.examples[row] for row in batches[index]], after
 
     def _epoch(self, feed: Feed, epoch: int) -> list[Rows]:
-        """Row indices of each step of one epoch. A row that is longer than ``batch_tokens`` makes a step of its own."""
-        steps = self._cut(feed, self._order(feed, epoch))
+        """Row indices of each step of one epoch."""
+        steps = feed.cut(feed.order(epoch) if self.shuffle else np.arange(len(feed.examples)), feed.length_R)
         if self.window == 1:
             return steps
         found: list[Rows] = []
         for start in range(0, len(steps), self.window):
             drawn = np.concatenate(steps[start : start + self.window])
-            alike = self._cut(feed, drawn[np.lexsort((drawn, feed.length_R[drawn]))])
+            alike = feed.cut(drawn[np.lexsort((drawn, feed.length_R[drawn]))], feed.length_R)
             places = np.random.default_rng([feed.seed, epoch, start]).permutation(len(alike))
             found += [alike[place] for place in places]
         return found
-
-    def _order(self, feed: Feed, epoch: int) -> Rows:
-        order = np.arange(len(feed.examples))
-        return np.random.default_rng([feed.seed, epoch]).permutation(order) if self.shuffle else order
-
-    @staticmethod
-    def _cut(feed: Feed, order_R: Rows) -> list[Rows]:
-        """Rows in an order, cut into steps."""
-        if feed.train.batch_rows:
-            return np.split(order_R, range(feed.train.batch_rows, len(order_R), feed.train.batch_rows))
-        limit = feed.train.batch_tokens or 1
-        cuts, used = [], 0
-        for place, size in enumerate(feed.length_R[order_R].tolist()):
-            if used and used + size > limit:
-                cuts.append(place)
-                used = 0
-            used += size
-        return np.split(order_R, cuts)

@@ -18,6 +18,7 @@ class Form(StrEnum):
     RANKED = "ranked"  # a prompt and answers, each of which is to be given a score, and their ranks
     PREFERRED = "preferred"  # a prompt and answers in tokens, and their ranks
     JUDGED = "judged"  # a prompt and an answer in tokens, which is good or bad
+    PROMPTED = "prompted"  # a prompt, to which the policy itself gives answers
 
 
 class Section(BaseModel):

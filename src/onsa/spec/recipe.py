@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BeforeValidator, Field, SerializeAsAny, ValidationError
+from pydantic import Field, SerializeAsAny, ValidationError
 
-from onsa.spec import registry
+from onsa.spec import axes, registry
 from onsa.spec.component import Component, Section
 from onsa.spec.errors import OnsaError, Problem, RecipeError
 from onsa.spec.faults import problems as faults
@@ -35,32 +35,19 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
 
 
-def _axis(axis: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: None if value is None else _component(axis, value))
-
-
-def _several(axis: str) -> BeforeValidator:
-    return BeforeValidator(lambda value: tuple(_component(axis, one) for one in _listed(value)))
-
-
-def _listed(value: Any) -> list[Any]:
-    """Several kinds, one in its short form, or none."""
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-
-
 class Recipe(Section):
     """What a run is made of. Axes that are ``None`` are chosen by ``resolve`` from the data and the model."""
 
     model: Model
     data: Data
-    task: Annotated[SerializeAsAny[Component] | None, _axis("task")] = None
-    adaptation: Annotated[SerializeAsAny[Component] | None, _axis("adaptation")] = None
-    objective: Annotated[SerializeAsAny[Component] | None, _axis("objective")] = None
-    regulariser: Annotated[tuple[SerializeAsAny[Component], ...], _several("regulariser")] = ()
-    source: Annotated[SerializeAsAny[Component] | None, _axis("source")] = None
-    optimizer: Annotated[SerializeAsAny[Component] | None, _axis("optimizer")] = None
-    schedule: Annotated[SerializeAsAny[Component] | None, _axis("schedule")] = None
-    engine: Annotated[SerializeAsAny[Component] | None, _axis("engine")] = None
+    task: Annotated[SerializeAsAny[Component] | None, axes.one("task")] = None
+    adaptation: Annotated[SerializeAsAny[Component] | None, axes.one("adaptation")] = None
+    objective: Annotated[SerializeAsAny[Component] | None, axes.one("objective")] = None
+    regulariser: Annotated[tuple[SerializeAsAny[Component], ...], axes.several("regulariser")] = ()
+    source: Annotated[SerializeAsAny[Component] | None, axes.one("source")] = None
+    optimizer: Annotated[SerializeAsAny[Component] | None, axes.one("optimizer")] = None
+    schedule: Annotated[SerializeAsAny[Component] | None, axes.one("schedule")] = None
+    engine: Annotated[SerializeAsAny[Component] | None, axes.one("engine")] = None
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     accel: Accel = Accel()
@@ -125,17 +112,11 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
     problems: list[Problem] = []
     good = dict(values)
     for axis in registry.AXES:  # first the kinds, so that their own problems are listed beside the sections'
-        if good.get(axis) is None:
+        if axis in registry.INNER or good.get(axis) is None:
             continue
-        made: list[Component] = []
-        for given in _listed(good[axis]) if axis in registry.SEVERAL else [good[axis]]:
-            try:
-                made.append(_component(axis, given))
-            except RecipeError as error:
-                problems += error.problems
-            except ValidationError as error:
-                kind = given if isinstance(given, str) else given.get("kind", registry.USUAL.get(axis))
-                problems += faults(error, registry.load(axis, kind), given, prefix=axis)
+        given = axes.listed(good[axis]) if axis in registry.SEVERAL else [good[axis]]
+        made, found = axes.components(axis, given)
+        problems += found
         good[axis] = tuple(made) if axis in registry.SEVERAL else made[0] if made else None
     try:
         recipe = Recipe.model_validate(good)
@@ -182,16 +163,6 @@ def _place(problem: Problem, path: Path, lines: Mapping[str, int], overrides: It
     while key not in lines and "." in key:
         key = key.rpartition(".")[0]
     return replace(problem, file=str(path), line=lines.get(key))
-
-
-def _component(axis: str, value: Any) -> Component:
-    if isinstance(value, Component):
-        return value
-    settings = {"kind": value} if isinstance(value, str) else value
-    kind = settings.get("kind", registry.USUAL.get(axis)) if isinstance(settings, Mapping) else None
-    if not isinstance(kind, str):
-        raise RecipeError.of("kind-missing", key=axis, axis=axis, choices=", ".join(registry.kinds(axis)))
-    return registry.load(axis, kind).model_validate({k: v for k, v in settings.items() if k != "kind"})
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -24,10 +24,17 @@ AXES = {
     "optimizer": "onsa.optim.optimizers",
     "schedule": "onsa.optim.schedules",
     "engine": "onsa.engine.sessions",
+    "reward": "onsa.rewards",
 }
 SEVERAL = frozenset({"regulariser"})  # axes on which a recipe may name several kinds, or none
+INNER = {"reward": "source.reward"}  # axes whose kinds stand inside another axis' kinds, and under which key
 # The kind that is meant where a recipe names none; on the other axes it depends on the data and the base.
 USUAL = {"source": "dataset", "optimizer": "adamw", "schedule": "linear", "engine": "local"}
+
+
+def key_of(axis: str) -> str:
+    """The key of a recipe under which the kinds of an axis stand."""
+    return INNER.get(axis, axis)
 
 
 @cache
@@ -55,7 +62,7 @@ def load(axis: str, kind: str) -> type[Component]:
     """
     modules = kinds(axis)
     if kind not in modules:
-        raise RecipeError(unknown("kind-unknown", kind, modules, key=f"{axis}.kind", axis=axis))
+        raise RecipeError(unknown("kind-unknown", kind, modules, key=f"{key_of(axis)}.kind", axis=axis))
     module, _, attribute = modules[kind].partition(":")
     imported = import_module(module)
     if attribute:

@@ -128,7 +128,8 @@ class Train(Section):
     clip: the largest norm of the gradient; ``None`` in a resolved recipe is no clipping.
     eval_steps, save_steps: optimizer steps between evaluations and between checkpoints.
     keep: checkpoints kept beside the best one.
-    best: the validation metric that names the best checkpoint, and that early stopping watches.
+    best: the validation metric that names the best checkpoint, and that early stopping watches: the loss, or of tasks
+        without one the metric that their verdict is about.
     """
 
     epochs: Annotated[int, Field(ge=1)] | None = None
@@ -142,7 +143,7 @@ class Train(Section):
     eval_steps: Annotated[int, Field(ge=1)] | None = None
     save_steps: Annotated[int, Field(ge=1)] | None = None
     keep: Annotated[int, Field(ge=1)] = 2
-    best: str = "loss"
+    best: str | None = None
     early_stop: EarlyStop | None = None
 
     @model_validator(mode="after")

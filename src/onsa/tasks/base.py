@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,19 @@ class Outcome:
         return whole.take(np.argsort(row_R, kind="stable"))
 
 
+class Examiner(Protocol):
+    """Who says how good a model is at some rows: a task itself, or what grades its answers."""
+
+    def outcome(self, policy: Policy, batch: Batch) -> Outcome:
+        """What a model makes of a batch."""
+
+    def metrics(self, outcome: Outcome) -> dict[str, float]:
+        """Every metric of an outcome, by name."""
+
+    def said(self) -> dict[str, str]:
+        """What the first few rows were answered last, by prompt, where rows are answered."""
+
+
 def text_of(value: Any) -> str:
     """A cell as text; null and NaN are no text."""
     return "" if value is None or value != value else str(value)
@@ -82,6 +95,7 @@ class Task(Component):
     objectives: ClassVar[tuple[str, ...]]  # kinds of objective that make sense for this task
     roles: ClassVar[dict[str, bool]]  # role of a column: must it be there?
     answers: ClassVar[frozenset[str]] = frozenset({"label", "completion"})  # roles that a row to be answered may lack
+    further: ClassVar[bool] = False  # do columns that no role names come along, under their own names?
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity", "mae", "rmse", "brier"})
 
     @property
@@ -175,6 +189,10 @@ class Task(Component):
     @abstractmethod
     def metrics(self, outcome: Outcome) -> dict[str, float]:
         """Every metric of an outcome, by name."""
+
+    def said(self) -> dict[str, str]:
+        """Rows are not answered in words here."""
+        return {}
 
 
 class TokenTask(Task):

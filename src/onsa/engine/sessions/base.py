@@ -19,7 +19,7 @@ from onsa.optim.schedules.base import Schedule
 from onsa.regularisers.base import Regulariser
 from onsa.spec.component import Component
 from onsa.spec.errors import Problem
-from onsa.tasks.base import Outcome, Task
+from onsa.tasks.base import Examiner, Outcome
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Work:
     base: what the network's frozen values are known by.
     sides: the rows that steps and evaluations will ask for, as far as they are known.
     uses: the models that the objective asks beside the policy.
+    live: the rows of a step are made on the way, from the policy as it is then.
+    temperature: what the policy's logits are divided by.
     """
 
     network: nn.Module
@@ -49,6 +51,8 @@ class Work:
     base: str
     sides: tuple[Sequence[Example], ...]
     uses: frozenset[Role] = frozenset()
+    live: bool = False
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,10 @@ class Session(ABC):
         """Let go of what is held beside this process' memory; the session takes no more steps."""
 
     @abstractmethod
+    def begin(self) -> None:
+        """Have what is kept beside the rows, while the network still is what it began as; else the first step does."""
+
+    @abstractmethod
     def forward_backward(self, batches: Sequence[Batch], objective: Objective) -> dict[str, float]:
         """Gradients of the sum of the batches' losses; returns means over their weight (``loss`` and more)."""
 
@@ -105,7 +113,7 @@ class Session(ABC):
         """Take note of the watched validation metric, with the sign at which less is better."""
 
     @abstractmethod
-    def evaluate(self, examples: Sequence[Example], task: Task) -> Outcome:
+    def evaluate(self, examples: Sequence[Example], examiner: Examiner) -> Outcome:
         """What the model makes of some examples now, without gradients or dropout."""
 
     @abstractmethod
@@ -132,6 +140,11 @@ class Engine(Component):
     def refuse(self, adaptation: Adaptation, optimizer: Optimizer, quantize: str | None) -> Problem | None:
         """Why steps of this kind cannot run here, if so."""
         return None
+
+    @property
+    def alone(self) -> bool:
+        """Whether one process takes all steps, and so can draw answers between them."""
+        return True
 
     @abstractmethod
     def open(self, work: Work) -> Session:

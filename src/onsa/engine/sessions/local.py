@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,10 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from onsa.engine.among import Alone, Among, Sums
+from onsa.engine.average import Average
 from onsa.engine.batches import evaluation_batches
 from onsa.engine.kept import boundary, reference
 from onsa.engine.returning import Returning, keep
 from onsa.engine.sessions.base import Engine, Moved, Session, Work
+from onsa.engine.tensors import flat, plain, taken
 from onsa.models import kernels
 from onsa.models.attention import FUSED, use
 from onsa.models.batch import Batch, Example
@@ -26,11 +29,11 @@ from onsa.models.load import quiet
 from onsa.models.lowering import base_network
 from onsa.models.policy import Models, Policy
 from onsa.models.products import fuse
+from onsa.models.reference import Live
 from onsa.models.strata import Strata
 from onsa.objectives.base import LossOf, Objective, Role
-from onsa.regularisers.base import Regulariser
 from onsa.spec.errors import MachineError, TrainingError
-from onsa.tasks.base import Outcome, Task
+from onsa.tasks.base import Examiner, Outcome
 
 WEIGHTS = "trainable.safetensors"
 MOMENTS = "optimizer.safetensors"
@@ -82,6 +85,7 @@ class LocalSession(Session):
             logits=plan.logits,
             layout=plan.layout,
             head_rows=plan.head_rows,
+            temperature=work.temperature,
         )
         self.strata = Strata.of(work.network)
         self.models = Models(policy)
@@ -97,7 +101,8 @@ class LocalSession(Session):
         groups = [{**group, "params": [moved[p] for p in group["params"]]} for group in groups]
         self.optimizer = work.optimizer.build(groups, work.plan.fused)
         pulled = any(kind.copies and kind.share(0, 1) is None for kind in work.regularisers)
-        self.start = {name: p.detach().clone() for name, p in self.trainable.items()} if pulled else {}
+        asked = work.live and Role.REFERENCE in work.uses and work.adaptation.base(work.network) is None
+        self.start = {name: p.detach().clone() for name, p in self.trainable.items()} if pulled or asked else {}
         self.average = Average(self.trainable, work.regularisers)
         names = {p: name for name, p in self.trainable.items()}
         self._order = [names[p] for group in self.optimizer.param_groups for p in group["params"]]
@@ -128,8 +133,26 @@ class LocalSession(Session):
 
     def _refer(self) -> None:
         """Have the reference, while the network still is what it began as."""
-        if not self._referred:
-            self.models = replace(self.models, reference=reference(self.models.policy, self.work, self.among))
+        if self._referred:
+            return
+        policy, work = self.models.policy, self.work
+        found = Live(policy.logprobs, self._back) if work.live else reference(policy, work, self.among)
+        self.models = replace(self.models, reference=found)
+
+    @contextmanager
+    def _back(self) -> Iterator[None]:
+        """Within, the network is what it began as; there is no graph."""
+        bare = self.work.adaptation.base(self.work.network)
+        if bare is not None:
+            with bare:
+                yield
+            return
+        now = {name: p.detach().clone() for name, p in self.trainable.items()}
+        self._put(self.start)
+        try:
+            yield
+        finally:
+            self._put(now)
 
     def forward_backward(self, batches: Sequence[Batch], objective: Objective) -> dict[str, float]:
         work = self.work
@@ -240,24 +263,24 @@ class LocalSession(Session):
     def observe(self, value: float) -> None:
         self.seen.append(value)
 
-    def evaluate(self, examples: Sequence[Example], task: Task) -> Outcome:
-        return Outcome.join(self.outcomes(evaluation_batches(examples, self.work.plan), task))
+    def evaluate(self, examples: Sequence[Example], examiner: Examiner) -> Outcome:
+        return Outcome.join(self.outcomes(evaluation_batches(examples, self.work.plan), examiner))
 
     @torch.no_grad()  # what a network that is held in parts lays together first in inference mode could never train
-    def outcomes(self, batches: Sequence[Batch], task: Task) -> list[Outcome]:
+    def outcomes(self, batches: Sequence[Batch], examiner: Examiner) -> list[Outcome]:
         """What the model makes of some batches now, one by one."""
         self.work.network.eval()
         deployed = self._deployed()
         kept = {name: self.trainable[name].detach().clone() for name in deployed}
         self._put(deployed)
         try:
-            return [task.outcome(self.models.policy, batch) for batch in batches]
+            return [examiner.outcome(self.models.policy, batch) for batch in batches]
         finally:
             self._put(kept)
 
     def save(self, to: Path) -> None:
         state, whole = self.optimizer.state_dict(), self.among.whole
-        moments, numbers = _flat(state["state"])
+        moments, numbers = flat(state["state"])
         moments = {key: whole(value, self._moved(key)) for key, value in moments.items()}
         moments |= {f"average.{name}": whole(value, name) for name, value in self.average.values.items()}
         moments |= {f"adaptation.{name}": t for name, t in self.work.adaptation.state(self.work.network).items()}
@@ -265,10 +288,10 @@ class LocalSession(Session):
         deployed = {name: whole(value, name) for name, value in self._deployed().items()}
         if self.among.rank > 0:  # it was asked for its parts
             return
-        save_file(_plain(weights), to / WEIGHTS)
-        save_file(_plain(moments), to / MOMENTS)
+        save_file(plain(weights), to / WEIGHTS)
+        save_file(plain(moments), to / MOMENTS)
         if deployed:
-            save_file(_plain(deployed), to / DEPLOYED)
+            save_file(plain(deployed), to / DEPLOYED)
         document = {"steps": self.steps, "seen": self.seen, "groups": state["param_groups"], "numbers": numbers}
         (to / GROUPS).write_text(json.dumps(document))
 
@@ -286,9 +309,9 @@ class LocalSession(Session):
         self.steps, self.seen = document["steps"], document["seen"]
         if optimizer:
             moments, part = load_file(at / MOMENTS), self.among.part
-            averages = _taken(moments, "average.", self.models.policy.device)
+            averages = taken(moments, "average.", self.models.policy.device)
             self.average.values = {name: part(value, name) for name, value in averages.items()}
-            self.work.adaptation.restore(self.work.network, _taken(moments, "adaptation."))
+            self.work.adaptation.restore(self.work.network, taken(moments, "adaptation."))
             state: dict[int, dict[str, Any]] = {}
             parts = {key: part(value, self._moved(key)) for key, value in moments.items()}
             for key, value in (parts | document["numbers"]).items():
@@ -345,21 +368,6 @@ class LocalSession(Session):
             self.trainable[name].copy_(value)
 
 
-class Average:
-    """A running average of the weights, as regularisers weigh it; empty where none of them keeps one."""
-
-    def __init__(self, trainable: Mapping[str, Tensor], regularisers: Sequence[Regulariser]) -> None:
-        self.kinds = [regulariser for regulariser in regularisers if regulariser.share(0, 1) is not None]
-        self.values = {name: p.detach().clone() for name, p in trainable.items()} if self.kinds else {}
-
-    @torch.no_grad()
-    def update(self, trainable: Mapping[str, Tensor], step: int, total: int) -> None:
-        for kind in self.kinds:
-            share = kind.share(step, total)
-            if share:
-                torch._foreach_lerp_(list(self.values.values()), [trainable[name] for name in self.values], share)
-
-
 def _at_most(batches: Sequence[Batch], rows: int | None) -> list[Batch]:
     """Batches halved until none has more rows than that."""
     if rows is None:
@@ -373,22 +381,6 @@ def _at_most(batches: Sequence[Batch], rows: int | None) -> list[Batch]:
 def _out_of_memory(error: RuntimeError) -> bool:
     """Whether memory ran out: a GPU's has an error of its own, main memory only words."""
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
-def _flat(state: Mapping[int, Mapping[str, Any]]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as named tensors and named numbers."""
-    named = {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
-    tensors = {key: value for key, value in named.items() if isinstance(value, Tensor)}
-    return tensors, {key: value for key, value in named.items() if key not in tensors}
-
-
-def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-
-
-def _taken(tensors: dict[str, Tensor], prefix: str, device: torch.device | None = None) -> dict[str, Tensor]:
-    """The tensors under a prefix, taken out of a mapping."""
-    return {name[len(prefix) :]: tensors.pop(name).to(device) for name in list(tensors) if name.startswith(prefix)}
 
 
 def _mixed(seed: int, step: int) -> int:

@@ -32,7 +32,7 @@ from onsa.models.load import hold_in
 from onsa.objectives.base import Objective
 from onsa.optim.optimizers.base import Optimizer
 from onsa.spec.errors import MachineError, Problem
-from onsa.tasks.base import Outcome, Task
+from onsa.tasks.base import Examiner, Outcome
 
 USUAL = 2  # processes where there is no GPU
 
@@ -85,6 +85,10 @@ class Torchrun(Engine):
             return Problem("shards-quantised", {"value": quantize}, key="engine.weights")
         return None
 
+    @property
+    def alone(self) -> bool:
+        return False
+
     def open(self, work: Work) -> Session:
         place = self.place()
         if self.weights == "sharded":
@@ -134,13 +138,13 @@ class TorchrunSession(Session):
         return self.given
 
     def forward_backward(self, batches: Sequence[Batch], objective: Objective) -> dict[str, float]:
-        self._begin()
+        self.begin()
         mine = self._deal("forward_backward", enough(batches, self.place.count), objective)
         found, _ = self.crew.beside(lambda: self.first.forward_backward(mine, objective))
         return found
 
     def gradient(self, batches: Sequence[Batch], objective: Objective) -> tuple[float, dict[str, Tensor]]:
-        self._begin()
+        self.begin()
         mine = self._deal("gradient", enough(batches, self.place.count), objective)
         found, _ = self.crew.beside(lambda: self.first.gradient(mine, objective))
         return found
@@ -154,11 +158,11 @@ class TorchrunSession(Session):
         self.crew.ask("observe", value)
         self.crew.beside(lambda: self.first.observe(value))
 
-    def evaluate(self, examples: Sequence[Example], task: Task) -> Outcome:
+    def evaluate(self, examples: Sequence[Example], examiner: Examiner) -> Outcome:
         batches = evaluation_batches(examples, self.crew.work.plan)
         counted = [len(part) for part in dealt(batches, self.place.count)]
-        mine = self._deal(ANSWERED, batches, task)
-        found, others = self.crew.beside(lambda: self.first.outcomes(mine, task))
+        mine = self._deal(ANSWERED, batches, examiner)
+        found, others = self.crew.beside(lambda: self.first.outcomes(mine, examiner))
         told = zip(counted, [found, *others], strict=True)
         return Outcome.join([outcome for count, outcomes in told for outcome in outcomes[:count]])
 
@@ -173,7 +177,7 @@ class TorchrunSession(Session):
         self.crew.ask("restore", at, optimizer)
         self.crew.beside(lambda: self.first.restore(at, optimizer))
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Have what is kept of the rows: from the first process, or where none can go alone, from all together."""
         if self.first.begun:
             return

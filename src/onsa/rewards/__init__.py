@@ -1,0 +1,1 @@
+"""Rewards: what a policy's answers are graded by."""
