@@ -220,7 +220,29 @@ def chat() -> Document:
     return made
 
 
+def rewarded() -> Document:
+    """A policy that learnt from rewards, with everything that such a run tells, and every alarm."""
+    rng = np.random.default_rng(9)
+    outcomes = [Outcome(np.arange(60), np.zeros(60), np.zeros(60), rng.random((60, 1)) * top) for top in (0.4, 1.0)]
+
+    def metrics(outcome: Outcome) -> dict[str, float]:
+        assert outcome.output_RC is not None
+        return {"reward": float(outcome.output_RC.mean())}
+
+    made = document("prompt", (outcomes[0], outcomes[1]), metrics)
+    made["baseline"] = "untuned"
+    names = ("reward", "ended", "length", "mine", "clip_share", "kl", "entropy", "gap", "value_loss")
+    for point in made["history"]["train"]:
+        point["figures"] = {name: float(rng.random()) for name in names}
+    for entry in made["history"]["evaluations"]:
+        entry["metrics"] = {"reward": float(rng.random())}
+        entry["said"] = {"How do I return an item?": "Send us a photo.", HOSTILE: HOSTILE, "返品は?": ""}
+    made["alarms"] = ["entropy", "runaway", "hacking"]
+    return made
+
+
 def everyone() -> dict[str, Document]:
     found = {"classification": classification(), "multilabel": multilabel(), "regression": regression(), "chat": chat()}
+    found["rewarded"] = rewarded()
     assert all(isinstance(one, dict) for one in found.values())
     return found

@@ -108,6 +108,8 @@ class Follower:
                 shown = "  ".join(f"{metric_name(name)} {value:.4f}" for name, value in first)
                 mark = f"  ← {say('train-best')}" if event.best else ""
                 self.console.print(say("train-evaluated", step=event.step, epoch=event.epoch + 1, shown=shown) + mark)
+            case train.Alarmed():
+                self.console.print(say(f"report.rewards.alarm-{event.code}"), style="yellow")
             case train.Measuring():
                 if self.bar is not None:
                     self.bar.stop()

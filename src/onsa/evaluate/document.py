@@ -81,22 +81,25 @@ class Verdict(TypedDict):
 
 
 class TrainPoint(TypedDict):
-    """One optimizer step. rates: of each group of parameters, by its label; 0 while a group is frozen."""
+    """One optimizer step. rates: of each group of parameters, by its label; 0 while a group is frozen. figures: what
+    source, objective and penalties told beside the loss."""
 
     step: int
     loss: float | None
     lr: float | None
     rates: NotRequired[dict[str, float]]
+    figures: NotRequired[dict[str, float]]
     tokens_per_s: float | None
     grad_norm: float | None
 
 
 class Evaluation(TypedDict):
-    """Metrics on the validation rows; ``loss`` is among them."""
+    """Metrics on the validation rows. said: what the first of them were answered, by prompt, where they were."""
 
     step: int
     epoch: float
     metrics: dict[str, float | None]
+    said: NotRequired[dict[str, str]]
 
 
 class History(TypedDict):
@@ -250,6 +253,7 @@ class Document(TypedDict):
 
     baseline: what tuning is measured against: the base as it is, a linear probe on it, or ``None`` where nothing was.
     recipe: the resolved recipe as YAML text.
+    alarms: codes of :mod:`onsa.evaluate.alarms`.
     """
 
     format: int
@@ -263,6 +267,7 @@ class Document(TypedDict):
     multilabel: NotRequired[Multilabel]
     regression: NotRequired[Regression]
     judged: NotRequired[Judged]
+    alarms: NotRequired[list[str]]
     errors: list[Mistake]
     answers: list[Answer]
     figures: Figures

@@ -60,13 +60,15 @@ class Told:
                     loss=step["loss"],
                     lr=step["lr"],
                     rates=step.get("rates", {}),
+                    figures=step.get("metrics", {}),
                     tokens_per_s=step["tokens"] / step["seconds"] if step["seconds"] else None,
                     grad_norm=step["grad_norm"],
                 )
                 for step in self.steps
             ],
             evaluations=[
-                Evaluation(step=e["step"], epoch=e["epoch"] + 1, metrics=e["metrics"]) for e in self.evaluations
+                Evaluation(step=e["step"], epoch=e["epoch"] + 1, metrics=e["metrics"], said=e.get("said", {}))
+                for e in self.evaluations
             ],
             best_step=best[-1] if best else None,
             best_metric=metric,

@@ -14,6 +14,7 @@ from typing import Literal, cast
 
 from onsa.data.table import Row
 from onsa.evaluate import curves, mistakes
+from onsa.evaluate.alarms import alarms
 from onsa.evaluate.baselines import outcome_of, probe
 from onsa.evaluate.bootstrap import Comparison, Interval, intervals, paired_all
 from onsa.evaluate.document import (
@@ -152,6 +153,8 @@ def document(prepared: Prepared, run: Run, told: Told, found: Measured) -> Docum
     if found.won is not None and found.won.output_RC is not None and recipe.evaluate.judge is not None:
         ties = int((found.won.output_RC == 0.5).sum())
         written["judged"] = Judged(judge=recipe.evaluate.judge, prompts=len(found.won.row_R), ties=ties)
+    if raised := alarms([point.get("figures", {}) for point in written["history"]["train"]], entries):
+        written["alarms"] = raised
     if tuned is not None:
         _add_curves(written, prepared, found.base, tuned)
     return written
@@ -169,7 +172,7 @@ def _compared(prepared: Prepared, found: Measured) -> list[Compared]:
         results = intervals(metrics, found.tuned, resamples, recipe.seed)
     else:
         results = paired_all(metrics, found.base, found.tuned, resamples, recipe.seed, lower)
-    entries = [compared(name, result, name in lower) for name, result in results.items()]
+    entries = [compared(name, found, name in lower) for name, found in results.items() if name not in task.neutral]
     if found.won is not None:
         won = intervals(rate, found.won, resamples, recipe.seed)
         entries += [compared(name, interval, False) for name, interval in won.items()]

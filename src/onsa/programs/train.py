@@ -15,6 +15,7 @@ from onsa.engine import checkpoint, loop
 from onsa.engine.events import Begun, Evaluated, Event, Stepped
 from onsa.engine.returning import give_back
 from onsa.engine.sessions.base import Session
+from onsa.evaluate.alarms import alarms
 from onsa.evaluate.document import Document, headline, read_document, write_document
 from onsa.models import critic
 from onsa.objectives.base import Objective
@@ -49,6 +50,14 @@ class Opened:
 
 
 @dataclass(frozen=True)
+class Alarmed:
+    """Something goes wrong, so far: a code of :mod:`onsa.evaluate.alarms`."""
+
+    step: int
+    code: str
+
+
+@dataclass(frozen=True)
 class Measuring:
     """Training is over; base and tuned answer the held-out rows."""
 
@@ -65,7 +74,7 @@ class Finished:
 
 
 Progress = Callable[[str], None]
-Told = Opened | Event | Measuring | Finished
+Told = Opened | Event | Alarmed | Measuring | Finished
 
 
 def train(recipe: Recipe, fresh: bool = False, progress: Progress | None = None) -> Iterator[Told]:
@@ -182,6 +191,8 @@ def _followed(store: Store, run: Run, prepared: Prepared, job: loop.Job) -> Gene
     stop = prepared.recipe.train.early_stop
     steps = loop.run(job)
     journal: Journal | None = None
+    figures: list[dict[str, float]] = []
+    raised: list[str] = []
     try:
         for event in steps:
             if isinstance(event, Begun):
@@ -191,6 +202,12 @@ def _followed(store: Store, run: Run, prepared: Prepared, job: loop.Job) -> Gene
                 if isinstance(event, Evaluated):
                     store.add_metrics(run, event.step, event.metrics)
             yield event
+            if isinstance(event, Stepped):
+                figures.append(event.metrics)
+            elif isinstance(event, Evaluated):
+                new = [code for code in alarms(figures) if code not in raised]
+                raised += new
+                yield from (Alarmed(event.step, code) for code in new)
             if stop and isinstance(event, Evaluated) and event.stale >= stop.patience:
                 return True
     except TrainingError as error:

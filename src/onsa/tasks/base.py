@@ -98,6 +98,8 @@ class Task(Component):
     further: ClassVar[bool] = False  # do columns that no role names come along, under their own names?
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"loss", "perplexity", "mae", "rmse", "brier"})
 
+    neutral: ClassVar[frozenset[str]] = frozenset()  # metrics of which neither more nor less is better
+
     @property
     @abstractmethod
     def head(self) -> Head:

@@ -28,6 +28,7 @@ class Prompt(TokenTask):
     objectives: ClassVar[tuple[str, ...]] = ("grpo", "dr-grpo", "gspo", "rloo", "ppo")
     roles: ClassVar[dict[str, bool]] = {"messages": False, "prompt": False, "system": False, "tools": False}
     further: ClassVar[bool] = True
+    neutral: ClassVar[frozenset[str]] = frozenset({"length"})
 
     system: str | None = None
 
@@ -75,10 +76,8 @@ class Prompt(TokenTask):
         return messages
 
     def inputs(self, row: Row) -> str:
-        messages = self.prompt_messages(row)
-        if len(messages) == 1:
-            return str(messages[0].get("content") or "")
-        return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in messages)
+        # As the task chat has it, so that the same prompts fall on the same sides of a split.
+        return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in self.prompt_messages(row))
 
     def answer(self, row: Row) -> str:
         return ""

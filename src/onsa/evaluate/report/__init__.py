@@ -8,7 +8,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from onsa.evaluate.document import Document, headline, verdict
-from onsa.evaluate.report import answered, measured, plain
+from onsa.evaluate.report import answered, measured, plain, rewarded
 from onsa.evaluate.report.view import Section
 from onsa.evaluate.wording import decimals, duration, signed
 from onsa.spec.messages import language, say
@@ -40,7 +40,7 @@ def render(document: Document, lang: str | None = None) -> str:
 
 
 def _sections(document: Document, lang: str) -> list[Section]:
-    before = (plain.asked, measured.comparison, measured.learning)
+    before = (plain.asked, measured.comparison, rewarded.section, measured.learning)
     after = (plain.mistakes, plain.answers, plain.costs, plain.warnings, plain.recipe, plain.provenance)
     made = [make(document, lang) for make in before]
     made += answered.sections(document, lang)

@@ -81,7 +81,9 @@ def learning(document: Document, lang: str) -> Section:
     """Loss of train and validation with the best checkpoint and overfitting, then small ones, and the rate of every
     group where there are several."""
     history = document["history"]
-    figures = [[_losses(history, lang)]] if train_losses(history) or validation_losses(history) else []
+    rewarded = any("reward" in point.get("figures", {}) for point in history["train"])  # its loss says nothing
+    losses = not rewarded and (train_losses(history) or validation_losses(history))
+    figures = [[_losses(history, lang)]] if losses else []
     small = [_validation_metric(history, document["verdict"]["metric"], lang)]
     grouped = rates.by_group(history, lang)
     single = [] if grouped else [("rate", "lr")]

@@ -67,6 +67,13 @@ class Side(NamedTuple):
     tuned: str
 
 
+class Samples(NamedTuple):
+    """A prompt, and what it was answered at one time and another."""
+
+    prompt: str
+    said: list[Fact]
+
+
 @dataclass(frozen=True)
 class Section:
     """A part of the page. name: its anchor; figures: rows of figures that stand side by side where there is room."""
@@ -80,6 +87,7 @@ class Section:
     table: Table | None = None
     mistakes: list[Wrong] = field(default_factory=list)
     answers: list[Side] = field(default_factory=list)
+    samples: list[Samples] = field(default_factory=list)
     code: str = ""
 
     @property
