@@ -44,10 +44,11 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, Rewa
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from benchmarks.pairs import constructed, size, write
+from benchmarks.pairs import size, write
 from onsa.engine.batches import micro_batches
 from onsa.models.batch import Example
 from onsa.models.load import quiet
+from onsa.programs.demo import constructed
 from onsa.programs.forecast import build, work
 from onsa.programs.prepare import Prepared, prepare
 from onsa.sources.base import Cursor

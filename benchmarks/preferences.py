@@ -30,9 +30,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 
 from benchmarks.forgetting import remembered
-from benchmarks.pairs import Pair, constructed, write
+from benchmarks.pairs import Pair, write
 from onsa.evaluate.document import Document, read_document
 from onsa.models.load import quiet
+from onsa.programs.demo import constructed
 from onsa.programs.feedback import Candidate
 from onsa.programs.judge import ByScore, ByWords, Judge
 from onsa.programs.predict import load

@@ -13,6 +13,7 @@ import typer
 from onsa.app.adapters import adapters_app
 from onsa.app.feedback import feedback_app
 from onsa.app.options import Json, MoreAdapters, Overrides, RecipeFile, RunRef
+from onsa.app.rlhf import rlhf
 from onsa.spec.errors import Level, OnsaError, TrainingError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ models_app = typer.Typer(help="The catalogue of bases.", invoke_without_command=
 app.add_typer(models_app, name="models")
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(feedback_app, name="feedback")
+app.command("rlhf")(rlhf)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Demo: the main job on embedded weights and data. Two files are made from the English chatterbot corpus, and tuned.
+"""Demo: the main jobs on embedded weights and data. Files are made from the English chatterbot corpus, and tuned on.
 
 The corpus' technical-support file repeats ten distinct pairs 1,050 times: a held-out share of them alone would be one
 pair. The chat demo therefore takes every technical topic (support, computers, coding, artificial intelligence); equal
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ import yaml
 from onsa.data.split import normal
 from onsa.models.fetch import fetch_data
 from onsa.spec.recipe import Recipe, parse_recipe
+from onsa.spec.rlhf import Rlhf
+from onsa.spec.sections import Data
 from onsa.store.home import home
 
 FEWEST = 20  # distinct questions a topic needs
@@ -48,6 +51,34 @@ def demos(progress: Callable[[str], None] | None = None) -> list[Demo]:
         for topic, document in conversations.items()
     }
     return [Demo("topics", _topics(turns, folder)), Demo("support", _support(turns, folder))]
+
+
+def rlhf_demo(progress: Callable[[str], None] | None = None) -> Rlhf:
+    """The files of the three stages of RLHF, written under the home folder: technical questions with their answers, and
+    comparisons that are made from all questions (:func:`constructed`)."""
+    support = next(demo for demo in demos(progress) if demo.name == "support")
+    path = home() / "demo" / "comparisons.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in constructed()), encoding="utf-8")
+    return Rlhf(model=support.recipe.model, data=support.recipe.data, preferences=Data(path=str(path)))
+
+
+def constructed(seed: int = 7) -> list[dict[str, str]]:
+    """A comparison for each question of the corpus, in an order drawn by the seed: the better answer is the question's
+    own, the worse one that to another question."""
+    answers: dict[str, str] = {}
+    for path in sorted((fetch_data(CORPUS) / "english").glob("*.yml")):
+        for turns in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]:
+            if len(turns) > 1 and turns[0] is not None and turns[1] is not None:
+                answers.setdefault(str(turns[0]), str(turns[1]))
+    dice, questions, others = random.Random(seed), list(answers), sorted(set(answers.values()))
+    dice.shuffle(questions)
+    found = []
+    for question in questions:
+        chosen = rejected = answers[question]
+        while rejected.strip() == chosen.strip():
+            rejected = dice.choice(others)
+        found.append({"prompt": question, "chosen": chosen, "rejected": rejected})
+    return found
 
 
 def _topics(turns: dict[str, list[list[str]]], folder: Path) -> Recipe:

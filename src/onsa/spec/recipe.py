@@ -83,14 +83,13 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: every problem of the file at once, each with its line.
     """
     path, overrides = Path(path), tuple(overrides)
-    values, _ = _read(path)
+    values, _ = read_values(path)
     with placed(path, overrides):
         for override in overrides:
-            _override(values, override)
+            lay_over(values, override)
         recipe = parse_recipe(values)
-    beside = (path.parent / recipe.model.name).resolve()
-    model = recipe.model.model_copy(update={"name": str(beside)}) if beside.exists() else recipe.model
-    return recipe.model_copy(update={"data": _anchored(recipe.data, path.parent), "model": model})
+    places = {"data": anchored(recipe.data, path.parent), "model": anchored_model(recipe.model, path.parent)}
+    return recipe.model_copy(update=places)
 
 
 @contextmanager
@@ -99,7 +98,7 @@ def placed(path: Path, overrides: Iterable[str] = ()) -> Iterator[None]:
     try:
         yield
     except OnsaError as error:
-        _, lines = _read(path)
+        _, lines = read_values(path)
         raise type(error)(_place(problem, path, lines, overrides) for problem in error.problems) from None
 
 
@@ -127,7 +126,7 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def read_values(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """The values of a recipe's file, and the line of each key."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -165,7 +164,7 @@ def _place(problem: Problem, path: Path, lines: Mapping[str, int], overrides: It
     return replace(problem, file=str(path), line=lines.get(key))
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def lay_over(values: dict[str, Any], override: str) -> None:
     """Lay ``axis.key=value`` over recipe values; the value is YAML."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
@@ -216,7 +215,13 @@ def _lines(node: yaml.Node | None, file: str, prefix: str = "") -> dict[str, int
     return lines
 
 
-def _anchored(data: Data, folder: Path) -> Data:
+def anchored_model(model: Model, folder: Path) -> Model:
+    """A model of a folder or file that is there relative to the recipe's folder by its absolute path."""
+    beside = (folder / model.name).resolve()
+    return model.model_copy(update={"name": str(beside)}) if beside.exists() else model
+
+
+def anchored(data: Data, folder: Path) -> Data:
     """File names relative to the recipe's folder become absolute; a hub id stays as it is."""
 
     def anchor(name: str | None) -> str | None:

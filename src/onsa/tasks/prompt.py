@@ -26,7 +26,13 @@ class Prompt(TokenTask):
 
     kind: ClassVar[str] = "prompt"
     objectives: ClassVar[tuple[str, ...]] = ("grpo", "dr-grpo", "gspo", "rloo", "ppo")
-    roles: ClassVar[dict[str, bool]] = {"messages": False, "prompt": False, "system": False, "tools": False}
+    roles: ClassVar[dict[str, bool]] = {
+        "messages": False,
+        "prompt": False,
+        "completion": False,
+        "system": False,
+        "tools": False,
+    }
     further: ClassVar[bool] = True
     neutral: ClassVar[frozenset[str]] = frozenset({"length"})
 
