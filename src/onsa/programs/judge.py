@@ -16,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from onsa.data.compare import Messages
+from onsa.data.compare import Comparison, Messages
 from onsa.data.table import Row
 from onsa.models.batch import Example, collate
 from onsa.programs.feedback import Agreement, Bench, Candidate, Verdict, agreement, keep, known, path_of, verdicts
@@ -26,6 +26,7 @@ from onsa.serve.predictor import Predictor
 from onsa.spec.errors import RecipeError, StoreError
 from onsa.spec.messages import say
 from onsa.tasks.base import Task, TokenTask
+from onsa.tasks.preference import Preference
 
 LETTERS = ("A", "B")
 SCORES = ("score",)  # what a reward model gives
@@ -49,9 +50,14 @@ class ByScore(Judge):
     predictor: Predictor
 
     def scores(self, answered: Sequence[tuple[Messages, str]]) -> list[float]:
-        """The score of each prompt's answer."""
-        asked = [{"prompt": prompt, "completion": answer} for prompt, answer in answered]
-        return [float(answer["score"]) for answer in self.predictor.predict(asked)]
+        """The score of each prompt's answer, which may say nothing at all."""
+        task = cast(Preference, self.predictor.task)
+        compared = [
+            Comparison(prompt, ([{"role": "assistant", "content": answer}],), (0.0,)) for prompt, answer in answered
+        ]
+        tokenizer, longest = self.predictor.tokenizer, self.predictor.max_length
+        found = self.predictor.described([task.encoded(each, tokenizer, longest) for each in compared])
+        return [float(each["score"]) for each in found]
 
     def first(self, candidate: Candidate) -> tuple[float, dict[str, Any]]:
         scores = self.scores([(candidate.prompt, answer) for answer in candidate.answers])

@@ -63,7 +63,7 @@ class Predictor:
             if self.task.head is Head.TOKENS:
                 yield from ({"text": text} for text in self.answers(part))
             else:
-                yield from self._classified(part)
+                yield from self.described([self.asked(row) for row in part])
 
     def answers(self, rows: Sequence[Row]) -> list[str]:
         """Greedy answers of a language task to some rows."""
@@ -102,10 +102,11 @@ class Predictor:
         return self.task.asked(row, self.tokenizer, self.max_length)
 
     @torch.inference_mode()
-    def _classified(self, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    def described(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        """What a row head says to some examples, in words and numbers."""
         self.policy.network.eval()
-        examples = [self.asked(row) for row in rows]
-        return self.task.described(self.policy.classes(collate(examples)), examples)
+        parts = [examples[start : start + BATCH_ROWS] for start in range(0, len(examples), BATCH_ROWS)]
+        return [one for part in parts for one in self.task.described(self.policy.classes(collate(part)), part)]
 
 
 def stops(network: Any, task: TokenTask, tokenizer: Any) -> tuple[int, ...]:

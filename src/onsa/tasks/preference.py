@@ -172,8 +172,11 @@ class Preference(TokenTask):
         Raises:
             DataError: the template refuses the prompt, or changes it when the answer comes.
         """
-        found = self.comparison(row, answered=False)
-        prompt, answers = self._apart(found, tokenizer, (row.file, row.line))
+        return self.encoded(self.comparison(row, answered=False), tokenizer, max_length, (row.file, row.line))
+
+    def encoded(self, found: Comparison, tokenizer: Any, max_length: int, place: tuple[str, int] = ("", 0)) -> Example:
+        """As :meth:`encode`, of a comparison that comes from nowhere, or from a file and a line."""
+        prompt, answers = self._apart(found, tokenizer, place)
         room = max(max_length - len(prompt), max_length // 2)
         kept = [answer[:room] for answer in answers]
         start = prompt[-(max_length - max(map(len, kept))) :]
