@@ -22,6 +22,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, disable_progress_bars
 from torch import Tensor
@@ -39,6 +40,9 @@ from onsa.programs.rollouts import feed, graders
 from onsa.sources.base import Cursor
 from onsa.spec.recipe import parse_recipe
 
+# Of gradients, relative: advantages of a group cancel each other, and what rounding leaves of the likelihoods (logits of
+# all tokens at once, or of those that count) counts ten times and more. On Onsa's ordinary path it is below 2e-5.
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 5e-5, 2e-4
 PROMPTS, GROUP, LONGEST, BETA = 4, 4, 16, 0.04
 
 
@@ -153,7 +157,8 @@ def left_out(reward_RG: Tensor, divergence_RG: Tensor) -> Tensor:
 
 
 def grpo(**more: Any) -> Callable[..., Any]:
-    return lambda **given: GRPOConfig(**{"loss_type": "grpo", **more, **given})
+    # The divergence as in the paper; TRL's default weighs it by the ratio.
+    return lambda **given: GRPOConfig(**{"loss_type": "grpo", "use_bias_correction_kl": False, **more, **given})
 
 
 CASES = (
@@ -190,8 +195,20 @@ def measured() -> Iterator[Result]:
                 found, examples = ours(prepared, folder, examples)
                 wanted = wanted or theirs(case, prepared, folder, examples)
                 own.append(found)
-                yield Result(f"{case.name}, accel {accel}", case.trainer.__name__, *apart(found, wanted))
-            yield Result(f"{case.name}, on and off", "itself", *apart(*own))
+                yield Result(
+                    f"{case.name}, accel {accel}", case.trainer.__name__, *differences(found, wanted, examples)
+                )
+            yield Result(f"{case.name}, on and off", "itself", *differences(*own, examples or []))
+
+
+def differences(found: Found, wanted: Found, examples: list[Example]) -> tuple[float, float]:
+    """Of two losses, relative to the size of their terms, since advantages add up to nothing; of two gradients."""
+    size = float(np.mean([np.abs(row.told["advantage"][row.part_P[0] :]).mean() for row in examples]))
+    return abs(found[0] - wanted[0]) / size, apart(found, wanted)[1]
+
+
+def holds(result: Result) -> bool:
+    return result.loss <= LOSS_TOLERANCE and result.gradient <= GRADIENT_TOLERANCE
 
 
 def main() -> int:
@@ -204,11 +221,11 @@ def main() -> int:
     print(f"{'case':<28} {'against TRL':<14} {'loss':>8} {'gradient':>9}")
     for result in measured():
         results.append(result)
-        mark = "" if result.holds else "  OUT OF TOLERANCE"
+        mark = "" if holds(result) else "  OUT OF TOLERANCE"
         print(f"{result.case:<28} {result.against:<14} {result.loss:>8.1e} {result.gradient:>9.1e}{mark}", flush=True)
-    holds = all(result.holds for result in results)
-    print(json.dumps({"benchmark": "parity_rewards", "holds": holds, "results": [asdict(one) for one in results]}))
-    return 0 if holds else 1
+    every = all(map(holds, results))
+    print(json.dumps({"benchmark": "parity_rewards", "holds": every, "results": [asdict(one) for one in results]}))
+    return 0 if every else 1
 
 
 if __name__ == "__main__":

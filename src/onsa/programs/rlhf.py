@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,12 @@ from onsa.store.run import Run
 
 FOLDER, IMITATOR = "rlhf", "imitator"
 QUICK: dict[Stage, dict[str, Any]] = {
-    "sft": {"train": {"max_steps": 12}, "evaluate": {"answers": 3, "max_new_tokens": 32}},
-    "reward": {"train": {"max_steps": 12, "batch_rows": 8}},
+    "sft": {"train": {"max_steps": 12}, "evaluate": {"answers": 3, "max_new_tokens": 24}},
+    "reward": {"train": {"max_steps": 12, "batch_rows": 8}, "evaluate": {"baseline": False}},
     "ppo": {
         "source": {"prompts": 8, "passes": 1, "max_new_tokens": 24},
         "train": {"max_steps": 8, "eval_steps": 4},
-        "evaluate": {"answers": 3, "judged": 20, "max_new_tokens": 32},
+        "evaluate": {"answers": 3, "judged": 12, "max_new_tokens": 24},
     },
 }
 
@@ -95,7 +96,8 @@ def rlhf(given: Rlhf, fresh: bool = False, progress: Callable[[str], None] | Non
             start = _imitator(runs[stage], folder)
     documents = {stage: read_document(run.folder / METRICS) for stage, run in runs.items()}
     report = folder / REPORT
-    told = {str(stage): (documents[stage], (runs[stage].folder / REPORT).as_uri()) for stage in STAGES}
+    links = {stage: Path(os.path.relpath(run.folder / REPORT, folder)).as_posix() for stage, run in runs.items()}
+    told = {str(stage): (documents[stage], links[stage]) for stage in STAGES}
     write_text(report, render_stages(told))
     yield Staged(runs, report, documents)
 

@@ -24,6 +24,7 @@ def render(document: Document, lang: str | None = None) -> str:
         outcome=outcome(document),
         sentence=verdict(document, lang),
         gain=gain(document),
+        gained=say("report.verdict.gain", lang),
     )
     return page(head, _sections(document, lang), document["versions"]["onsa"], lang)
 

@@ -16,13 +16,15 @@ from onsa.spec.messages import say
 
 
 class Head(NamedTuple):
-    """What stands above the sections: title and the line under it, and the verdict with its outcome and its gain."""
+    """What stands above the sections: title and the line under it, and the verdict with its outcome, and its gain with
+    what that is."""
 
     title: str
     under: str
     outcome: str
     sentence: str
     gain: str
+    gained: str
 
 
 def page(head: Head, sections: Iterable[Section], version: str, lang: str) -> str:

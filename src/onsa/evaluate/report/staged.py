@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from markupsafe import Markup
+
 from onsa.evaluate.document import Compared, Document, Range
 from onsa.evaluate.report import rewarded
 from onsa.evaluate.report.page import Head, day, page
@@ -32,6 +34,7 @@ def render_stages(told: Mapping[str, tuple[Document, str]], lang: str | None = N
         outcome=_outcome(won),
         sentence=staged_verdict(last, lang),
         gain="" if won is None else f"{won['tuned']['value']:.0%}",
+        gained=say("staged.gained", lang),
     )
     sections = [_story(documents, lang)]
     sections += [_stage(name, *told[name], lang) for name in (IMITATED, GRADED, PRACTISED)]
@@ -73,14 +76,16 @@ def _stage(name: str, document: Document, link: str, lang: str) -> Section:
     metric = document["verdict"]["metric"]
     entry = _entry(document, metric)
     notes = []
-    if entry is not None and entry["base"] is not None:
-        before, after = _spread(entry["base"]), _spread(entry["tuned"])
-        values = {"before": before["value"], "low": after["low"], "high": after["high"], "after": after["value"]}
-        notes.append(say(f"staged.measured-{name}", lang, rows=document["verdict"]["rows"], **values))
+    if entry is not None:
+        after = _spread(entry["tuned"])
+        values = {"low": after["low"], "high": after["high"], "after": after["value"]}
+        values["rows"] = count(document["verdict"]["rows"])
+        notes.append(say(f"staged.measured-{name}", lang, **values))
+        if entry["base"] is not None:
+            notes.append(say(f"staged.before-{name}", lang, before=_spread(entry["base"])["value"]))
     facts = [
-        Fact(say("report.provenance.run", lang), document["run"]["id"]),
         Fact(say("report.costs.time", lang), duration(document["run"]["seconds"], lang)),
-        Fact(say("staged.report", lang), link),
+        Fact(say("staged.report", lang), Markup('<a href="{}">{}</a>').format(link, document["run"]["id"])),
     ]
     return Section(name, say(f"staged.{name}", lang), notes=notes, facts=facts)
 

@@ -93,6 +93,5 @@ class Section:
     @property
     def empty(self) -> bool:
         """Nothing to show: such a section disappears."""
-        return not (self.facts or self.figures or self.table or self.mistakes or self.answers or self.code) and (
-            self.name != "warnings" or not self.notes
-        )
+        shown = (self.facts, self.figures, self.table, self.mistakes, self.answers, self.samples, self.code)
+        return not any(shown) and (self.name != "warnings" or not self.notes)
