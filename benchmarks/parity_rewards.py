@@ -40,8 +40,8 @@ from onsa.programs.rollouts import feed, graders
 from onsa.sources.base import Cursor
 from onsa.spec.recipe import parse_recipe
 
-# Relative. Advantages of a group cancel each other, and what rounding leaves of the likelihoods (logits of all tokens at
-# once, or of those that count) counts ten times and more. On Onsa's ordinary path a gradient is less than 2e-5 apart.
+# Relative. Advantages of a group cancel each other, and what rounding leaves of the likelihoods (logits of all tokens
+# at once, or of those that count) counts ten times and more. On the ordinary path gradients are less than 2e-5 apart.
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 5e-5, 2e-4
 PROMPTS, GROUP, LONGEST, BETA = 4, 4, 16, 0.04
 
