@@ -17,6 +17,7 @@ from onsa.data.convert import Fault, check_shape, to_messages, to_tools
 from onsa.data.profiling import is_blank
 
 Messages = list[dict[str, Any]]
+PROMPTS = ("prompt", "question", "instruction", "input", "query", "質問", "入力", "指示")  # what columns are called
 GOOD = ("1", "true", "good", "yes", "chosen", "desirable", "up", "+1", "👍")
 BAD = ("0", "false", "bad", "no", "rejected", "undesirable", "down", "-1", "👎")
 PAIR = ("chosen", "rejected")

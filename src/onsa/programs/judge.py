@@ -2,11 +2,12 @@
 
 A reward model gives each answer a score. Any other chat model is shown a constitution, the prompt and both answers, and
 asked for A or B, in both orders, whose probabilities are averaged: what it prefers by place alone cancels out, and is
-told.
+told. Of a model behind an API there are no probabilities but what it says.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import torch
 from onsa.data.compare import Comparison, Messages
 from onsa.data.table import Row
 from onsa.models.batch import Example, collate
+from onsa.programs.endpoint import Endpoint
 from onsa.programs.feedback import Agreement, Bench, Candidate, Verdict, agreement, keep, known, path_of, verdicts
 from onsa.programs.predict import load, open_run
 from onsa.programs.resolve import can_judge
@@ -29,6 +31,7 @@ from onsa.tasks.base import Task, TokenTask
 from onsa.tasks.preference import Preference
 
 LETTERS = ("A", "B")
+MOST = 16  # tokens in which a model behind an API is to name one
 SCORES = ("score",)  # what a reward model gives
 
 
@@ -93,6 +96,30 @@ class ByWords(Judge):
         return float(self.predictor.policy.logprobs(collate(examples)).softmax(0)[0])
 
 
+@dataclass(frozen=True)
+class ByEndpoint(Judge):
+    """A model behind an API that is asked for a letter, in words: what it said is kept."""
+
+    name: str
+    endpoint: Endpoint
+    constitution: str
+
+    def first(self, candidate: Candidate) -> tuple[float, dict[str, Any]]:
+        said = [self._said(candidate, answers) for answers in (candidate.answers, candidate.answers[::-1])]
+        there, back = map(_letter, said)
+        return (there + 1 - back) / 2, {"a_in_both_orders": [there, back], "said": said}
+
+    def _said(self, candidate: Candidate, answers: Sequence[str]) -> str:
+        asked = say("judge-asks", constitution=self.constitution, prompt=candidate.text, a=answers[0], b=answers[1])
+        return self.endpoint.says([{"role": "user", "content": asked}], MOST)
+
+
+def _letter(said: str) -> float:
+    """1 where an answer names A, 0 where it names B, 1/2 where it names neither."""
+    found = re.search(rf"\b({'|'.join(LETTERS)})\b", said)
+    return 0.5 if found is None else float(found[1] == LETTERS[0])
+
+
 @dataclass
 class Judged:
     """What a judge said: its verdicts, how it stands to people's, and how much it goes by place.
@@ -118,7 +145,7 @@ class Judged:
 
 
 def open_judge(ref: str, constitution: str | None = None) -> Judge:
-    """A finished run as a judge.
+    """A finished run as a judge, or a model behind an API: ``MODEL@URL``.
 
     Args:
         constitution: the text that it judges by; a built-in one if not given.
@@ -127,6 +154,10 @@ def open_judge(ref: str, constitution: str | None = None) -> Judge:
         StoreError: there is no such run, or it neither scores answers nor talks.
         RecipeError: a reward model was given a constitution.
     """
+    text = (constitution or say("constitution")).strip()
+    endpoint = Endpoint.of(ref)
+    if endpoint is not None:
+        return ByEndpoint(endpoint.name, endpoint, text)
     run, recipe = open_run(ref)
     task = cast(Task, recipe.task)
     if task.outputs == SCORES:
@@ -135,7 +166,7 @@ def open_judge(ref: str, constitution: str | None = None) -> Judge:
         return ByScore(run.id, load(run))
     if not can_judge(task):
         raise StoreError.of("run-no-judge", file=run.id, task=task.kind)
-    return ByWords(run.id, load(run), (constitution or say("constitution")).strip())
+    return ByWords(run.id, load(run), text)
 
 
 def open_scorer(ref: str) -> ByScore:

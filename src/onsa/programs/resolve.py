@@ -19,6 +19,7 @@ from onsa.models.precision import has_fast_bf16
 from onsa.objectives.base import Objective
 from onsa.optim.optimizers.base import Optimizer
 from onsa.optim.schedules.base import Schedule
+from onsa.programs.endpoint import Endpoint
 from onsa.regularisers.base import Regulariser
 from onsa.sources.base import Source
 from onsa.spec import registry
@@ -216,6 +217,8 @@ def with_judge(recipe: Recipe) -> Recipe:
     task = cast(Task, recipe.task)
     if not (task.talks and recipe.evaluate.baseline):
         raise RecipeError.of("judge-idle", key="evaluate.judge", task=task.kind)
+    if Endpoint.of(recipe.evaluate.judge) is not None:
+        return recipe
     with Store() as store:
         run = store.find(recipe.evaluate.judge)
     by = cast(Task, parse_recipe(run.recipe).task)

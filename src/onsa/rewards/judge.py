@@ -14,7 +14,7 @@ class Judge(Reward):
 
     Each two are shown in both orders. An answer without others beside it earns 1/2.
 
-    run: a finished run that talks, or is a reward model.
+    run: a finished run that talks, or is a reward model; or a model behind an OpenAI-compatible API, as ``MODEL@URL``.
     rubric: what the judge goes by; a built-in constitution if not given.
     """
 

@@ -161,7 +161,8 @@ class Evaluate(Section):
     baseline: measure the base as well, and compare.
     answers: held-out prompts answered side by side by base and tuned (generating tasks).
     max_new_tokens: the longest answer, in tokens.
-    judge: a finished run, a reward model or one that talks, that says which of base's and tuned's answers is better.
+    judge: a finished run, a reward model or one that talks, or a model behind an OpenAI-compatible API (``MODEL@URL``),
+        that says which of base's and tuned's answers is better.
     judged: held-out prompts on whose answers it does.
     """
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from onsa.data import preferences
-from onsa.data.compare import Comparison, Messages, check_comparison, to_comparison
+from onsa.data.compare import PROMPTS, Comparison, Messages, check_comparison, to_comparison
 from onsa.data.profile import Look, Profile
 from onsa.data.table import Row
 from onsa.models.answers import Answers, in_order
@@ -24,7 +24,6 @@ from onsa.spec.component import Form
 from onsa.spec.errors import DataError, Problem
 from onsa.tasks.base import Floats, Match, Outcome, TokenTask
 
-PROMPTS = ("prompt", "question", "instruction", "input", "query", "質問", "入力", "指示")
 CHOSEN = ("chosen", "preferred_output", "preferred_completion", "preferred", "better", "win")
 REJECTED = ("rejected", "non_preferred_output", "non_preferred_completion", "dispreferred", "worse", "lose")
 COMPLETIONS = ("completion", "response", "answer", "output")

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from onsa.data.compare import PROMPTS
 from onsa.data.convert import OPENING, check_conversation, to_messages, to_tools
 from onsa.data.profile import Look, Profile
 from onsa.data.table import Row
@@ -14,8 +15,6 @@ from onsa.models.batch import Example
 from onsa.models.templates import render, turn_end
 from onsa.spec.component import Form
 from onsa.tasks.base import Match, TokenTask
-
-PROMPTS = ("prompt", "question", "instruction", "input", "query", "質問", "入力", "指示")
 
 
 class Prompt(TokenTask):
