@@ -67,22 +67,35 @@ class ByScore(Judge):
         return float(1 / (1 + np.exp(scores[1] - scores[0]))), {"scores": scores}
 
 
+class Asked(Judge):
+    """The base of judges that are asked for a letter, in both orders."""
+
+    constitution: str
+
+    def first(self, candidate: Candidate) -> tuple[float, dict[str, Any]]:
+        asked = [
+            say("judge-asks", constitution=self.constitution, prompt=candidate.text, a=a, b=b)
+            for a, b in (candidate.answers, candidate.answers[::-1])
+        ]
+        (there, one), (back, other) = map(self.letter, asked)
+        said = {} if one is None else {"said": [one, other]}
+        return (there + 1 - back) / 2, {"a_in_both_orders": [there, back], **said}
+
+    @abstractmethod
+    def letter(self, asked: str) -> tuple[float, str | None]:
+        """How likely it says A and not B, and what it said where it was heard."""
+
+
 @dataclass(frozen=True)
-class ByWords(Judge):
-    """A chat model that is asked for a letter."""
+class ByWords(Asked):
+    """A chat model, by the probabilities of the two letters."""
 
     name: str
     predictor: Predictor
     constitution: str
 
-    def first(self, candidate: Candidate) -> tuple[float, dict[str, Any]]:
-        there, back = self._letter(candidate, candidate.answers), self._letter(candidate, candidate.answers[::-1])
-        return (there + 1 - back) / 2, {"a_in_both_orders": [there, back]}
-
     @torch.inference_mode()
-    def _letter(self, candidate: Candidate, answers: Sequence[str]) -> float:
-        """The probability of A, of the two letters."""
-        asked = say("judge-asks", constitution=self.constitution, prompt=candidate.text, a=answers[0], b=answers[1])
+    def letter(self, asked: str) -> tuple[float, str | None]:
         task, tokenizer = cast(TokenTask, self.predictor.task), self.predictor.tokenizer
         values = task.from_messages([{"role": "user", "content": asked}])
         (prompt,) = self.predictor.prompts([Row(values, "", 0)])
@@ -93,31 +106,21 @@ class ByWords(Judge):
             weight_T[-1] = 1
             examples.append(Example(np.asarray([*prompt, token], np.int32), weight_T))
         self.predictor.policy.network.eval()
-        return float(self.predictor.policy.logprobs(collate(examples)).softmax(0)[0])
+        return float(self.predictor.policy.logprobs(collate(examples)).softmax(0)[0]), None
 
 
 @dataclass(frozen=True)
-class ByEndpoint(Judge):
-    """A model behind an API that is asked for a letter, in words: what it said is kept."""
+class ByEndpoint(Asked):
+    """A model behind an API, by its words: 1 where they name A, 0 where they name B, 1/2 where neither."""
 
     name: str
     endpoint: Endpoint
     constitution: str
 
-    def first(self, candidate: Candidate) -> tuple[float, dict[str, Any]]:
-        said = [self._said(candidate, answers) for answers in (candidate.answers, candidate.answers[::-1])]
-        there, back = map(_letter, said)
-        return (there + 1 - back) / 2, {"a_in_both_orders": [there, back], "said": said}
-
-    def _said(self, candidate: Candidate, answers: Sequence[str]) -> str:
-        asked = say("judge-asks", constitution=self.constitution, prompt=candidate.text, a=answers[0], b=answers[1])
-        return self.endpoint.says([{"role": "user", "content": asked}], MOST)
-
-
-def _letter(said: str) -> float:
-    """1 where an answer names A, 0 where it names B, 1/2 where it names neither."""
-    found = re.search(rf"\b({'|'.join(LETTERS)})\b", said)
-    return 0.5 if found is None else float(found[1] == LETTERS[0])
+    def letter(self, asked: str) -> tuple[float, str | None]:
+        said = self.endpoint.says([{"role": "user", "content": asked}], MOST)
+        found = re.search(rf"\b({'|'.join(LETTERS)})\b", said)
+        return 0.5 if found is None else float(found[1] == LETTERS[0]), said
 
 
 @dataclass

@@ -82,14 +82,23 @@ def read_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises:
         RecipeError: every problem of the file at once, each with its line.
     """
-    path, overrides = Path(path), tuple(overrides)
-    values, _ = read_values(path)
+    with written(Path(path), overrides) as values:
+        recipe = parse_recipe(values)
+    folder = Path(path).parent
+    places = {"data": anchored(recipe.data, folder), "model": anchored_model(recipe.model, folder)}
+    return recipe.model_copy(update=places)
+
+
+@contextmanager
+def written(path: Path, overrides: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The values of a recipe's file with overrides laid over them; within, errors name their places, as by
+    :func:`placed`."""
+    overrides = tuple(overrides)
+    values, _ = _read(path)
     with placed(path, overrides):
         for override in overrides:
-            lay_over(values, override)
-        recipe = parse_recipe(values)
-    places = {"data": anchored(recipe.data, path.parent), "model": anchored_model(recipe.model, path.parent)}
-    return recipe.model_copy(update=places)
+            _override(values, override)
+        yield values
 
 
 @contextmanager
@@ -98,7 +107,7 @@ def placed(path: Path, overrides: Iterable[str] = ()) -> Iterator[None]:
     try:
         yield
     except OnsaError as error:
-        _, lines = read_values(path)
+        _, lines = _read(path)
         raise type(error)(_place(problem, path, lines, overrides) for problem in error.problems) from None
 
 
@@ -126,7 +135,7 @@ def parse_recipe(values: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def read_values(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """The values of a recipe's file, and the line of each key."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -164,7 +173,7 @@ def _place(problem: Problem, path: Path, lines: Mapping[str, int], overrides: It
     return replace(problem, file=str(path), line=lines.get(key))
 
 
-def lay_over(values: dict[str, Any], override: str) -> None:
+def _override(values: dict[str, Any], override: str) -> None:
     """Lay ``axis.key=value`` over recipe values; the value is YAML."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")

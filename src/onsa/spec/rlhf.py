@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from onsa.spec.component import Section
 from onsa.spec.errors import OnsaError, RecipeError
 from onsa.spec.faults import problems as faults
-from onsa.spec.recipe import Recipe, anchored, anchored_model, lay_over, parse_recipe, placed, read_values
+from onsa.spec.recipe import Recipe, anchored, anchored_model, parse_recipe, written
 from onsa.spec.sections import Data, Model
 
 Stage = Literal["sft", "reward", "ppo"]
@@ -89,19 +89,16 @@ def read_rlhf(path: str | Path, overrides: Iterable[str] = ()) -> Rlhf:
     Raises:
         RecipeError: every problem of the file at once, each with its line.
     """
-    path, overrides = Path(path), tuple(overrides)
-    values, _ = read_values(path)
-    with placed(path, overrides):
-        for override in overrides:
-            lay_over(values, override)
+    with written(Path(path), overrides) as values:
         try:
             found = Rlhf.model_validate(values)
         except ValidationError as error:
             raise RecipeError(faults(error, Rlhf, values)) from None
         for stage in STAGES:
             found.recipe(stage)
-    places = {name: anchored(getattr(found, name), path.parent) for name in ("data", "preferences")}
-    return found.model_copy(update={**places, "model": anchored_model(found.model, path.parent)})
+    folder = Path(path).parent
+    places = {name: anchored(getattr(found, name), folder) for name in ("data", "preferences")}
+    return found.model_copy(update={**places, "model": anchored_model(found.model, folder)})
 
 
 @contextmanager
