@@ -685,7 +685,7 @@ def test_what_a_plan_shows_is_the_resolved_recipe(shelf: Path) -> None:
     """Nothing is left open: what ``None`` stands for is written down wherever it is chosen."""
     checked = check(parse_recipe({"model": str(shelf / "bert"), "data": str(shelf / "topics.csv")}), timing=False)
     document = checked.document()["recipe"]
-    assert all(document[axis] for axis in registry.AXES if axis not in registry.SEVERAL)
+    assert all(document[axis] for axis in registry.AXES if axis not in registry.SEVERAL | registry.INNER.keys())
     chosen = ("epochs", "max_length", "precision", "eval_steps", "save_steps")
     assert all(document["train"][name] is not None for name in chosen)
     assert document["optimizer"]["lr"] and document["optimizer"]["lr_new"] and document["data"]["columns"]
