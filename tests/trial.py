@@ -31,6 +31,8 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("reward", "judge"): {"run": "judge"},
     ("reward", "json-schema"): {"shape": {"type": "object"}},
     ("reward", "model"): {"run": "scorer"},
+    ("reward", "multi"): {"graders": {"short": {"kind": "length", "most": 3}}, "calculate_output": "2 * short"},
+    ("reward", "score-model"): {"model": "dpo-1", "input": [{"content": "{{ sample.output_text }}"}]},
     ("reward", "regex"): {"pattern": "rain"},
     ("reward", "string-check"): {"reference": "rain"},
     ("reward", "text-similarity"): {"reference": "rain"},

@@ -76,6 +76,27 @@ def test_bf16_trains_on_the_gpu(recipe: dict[str, Any]) -> None:
     assert found[0] == pytest.approx(losses(recipe, "cuda", "fp32")[0], rel=0.02)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_policy_answers_and_learns_there(precision: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """PPO: sampler and training agree about the answers, and critic and reference are on the same device."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text, _ in tiny.questions()))
+    reward = {"kind": "regex", "pattern": "[a-m]"}
+    given = {
+        "model": str(tiny_llama),
+        "data": str(path),
+        "adaptation": "lora",
+        "objective": "ppo",
+        "source": {"kind": "rollouts", "group": 4, "passes": 2, "max_new_tokens": 8, "reward": reward},
+        "engine": {"kind": "local", "device": "cuda"},
+        "train": {"batch_rows": 8, "max_steps": 6, "precision": precision},
+        "evaluate": {"bootstrap": 100, "answers": 0},
+    }
+    steps = [event for event in onsa.train(parse_recipe(given)) if isinstance(event, Stepped)]
+    assert len(steps) == 6 and all(step.metrics["gap"] < (1e-3 if precision == "fp32" else 0.1) for step in steps)
+    assert steps[0].metrics["kl"] == pytest.approx(0, abs=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_rows_in_a_line_attend_to_themselves(dtype: torch.dtype) -> None:
     """In half precision one kernel does it, else a call for each row; heads share keys."""

@@ -126,10 +126,22 @@ def graded(recipe: Recipe) -> Any:
     """As :func:`rolled`, by a reward that asks a run: one of a few that are made for it."""
     values = recipe.document()
     pairs = str(Path(recipe.data.path).with_name("preferred.jsonl"))
-    for reward in (each for each in values["source"]["reward"] if "run" in each):
-        objective, _, seed = reward["run"].partition("-")
-        reward["run"] = run_of(recipe.model.name, pairs, objective, int(seed))
+    for reward in values["source"]["reward"]:
+        if "run" in reward:
+            objective, _, seed = reward["run"].partition("-")
+            reward["run"] = run_of(recipe.model.name, pairs, objective, int(seed))
     return rolled(prepare(parse_recipe(values)))
+
+
+def heard(p: Prepared) -> Any:
+    """As :func:`rolled`, with a model whose words hang on its name, on what it hears, and on how many it may say."""
+
+    def speaker(_: Any, ref: str, most: int) -> Callable[[list[dict[str, str]]], str]:
+        return lambda messages: f"0.{len(ref)}{len(messages[0]['content']) % 10}{most}"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onsa.programs.rollouts.Runs.speaker", speaker)
+        return rolled(p)
 
 
 def rates(p: Prepared) -> Any:
@@ -415,6 +427,14 @@ TABLE: dict[str, Entry] = {
     "reward:model.run": Entry("reward-2", graded, "prompts", SCORED),
     "reward:model.weight": Entry(3.0, graded, "prompts", SCORED),
     "reward:model.name": Entry("other", graded, "prompts", SCORED),
+    "reward:multi.graders": Entry({"short": {"kind": "length", "most": 5}}, rolled, "prompts"),
+    "reward:multi.calculate_output": Entry("short - 1", rolled, "prompts"),
+    "reward:score-model.model": Entry("another", heard, "prompts"),
+    "reward:score-model.input": Entry([{"content": "hello"}], heard, "prompts"),
+    "reward:score-model.range": Entry([0.0, 0.5], heard, "prompts"),
+    "reward:score-model.sampling_params.max_completions_tokens": Entry(1, heard, "prompts"),
+    "reward:score-model.weight": Entry(3.0, heard, "prompts"),
+    "reward:score-model.name": Entry("other", heard, "prompts"),
     "reward:regex.pattern": Entry("[x-z]", rolled, "prompts"),
     "reward:regex.input": Entry("{{ item.topic }}", rolled, "prompts"),
     "reward:string-check.input": Entry("{{ item.topic }}", rolled, "prompts", LETTER),
@@ -614,7 +634,11 @@ def lay(values: dict[str, Any], key: str, value: Any, shelf: Path) -> None:
         outer, _, inner = registry.INNER[axis].partition(".")
         given, *others = values[outer][inner]
         same = given if given.get("kind") == kind else {"kind": kind, **trial.needed(axis, kind)}
-        values[outer][inner] = [{**same, name: value}, *(others or [{"kind": "length", "least": 3, "name": "beside"}])]
+        name, _, deeper = name.partition(".")
+        values[outer][inner] = [
+            {**same, name: {deeper: value} if deeper else value},
+            *(others or [{"kind": "length", "least": 3, "name": "beside"}]),
+        ]
         return
     if colon:
         kind, _, name = rest.partition(".")

@@ -9,6 +9,7 @@ from rapidfuzz.distance import Indel
 
 from onsa.rewards.base import Reward, Sample, filled
 from onsa.spec import registry
+from onsa.spec.errors import RecipeError
 from onsa.spec.recipe import parse_recipe
 
 ITEM = {"name": "Ann", "city": "Paris", "answer": "the cat sat on the mat"}
@@ -25,6 +26,9 @@ class Judging:
 
     def scorer(self, run: str) -> Any:
         return lambda samples: [float(len(one.answer)) for one in samples]
+
+    def speaker(self, ref: str, most: int) -> Any:
+        return lambda messages: messages[-1]["content"]
 
     def judge(self, ref: str, rubric: str | None) -> Any:
         return lambda one, other: (
@@ -67,6 +71,20 @@ def graded(answers: list[str], **settings: Any) -> list[float]:
         ({"kind": "judge", "run": "x"}, ["abc", "a"], [1, 0]),
         ({"kind": "judge", "run": "x"}, ["abc", "ab", "a"], [1, 0.5, 0]),
         ({"kind": "judge", "run": "x"}, ["abc"], [0.5]),
+        (
+            {"kind": "score-model", "model": "x", "input": [{"content": "{{ sample.output_text }}"}], "range": [0, 5]},
+            ["I say 3.5 of 5", "-2", "9", "none"],
+            [3.5, 0, 5, 0],
+        ),
+        (
+            {
+                "kind": "multi",
+                "graders": {"a": {"type": "string_check", "reference": "x"}, "b": {"kind": "length", "least": 2}},
+                "calculate_output": "max(a, 0.5) - 2 * abs(b)",
+            },
+            ["x", "y z"],
+            [0.0, 0.5],
+        ),
     ],
 )
 def test_the_number_of_an_answer(settings: dict[str, Any], answers: list[str], wanted: list[float]) -> None:
@@ -106,3 +124,14 @@ def test_openais_graders_are_read() -> None:
     recipe = parse_recipe({"model": "m", "data": "d", "source": {"kind": "rollouts", "reward": graders}})
     found = cast(Any, recipe.source).reward
     assert [(one.kind, one.label) for one in found] == [("string-check", "exact"), ("text-similarity", "near")]
+
+
+@pytest.mark.parametrize(
+    "formula", ["a +", "c", "a ** 2", "().__class__", "__import__('os')", "a if a else b", "min(a, key=b)"]
+)
+def test_a_formula_is_of_names_and_numbers_alone(formula: str) -> None:
+    graders = {"a": {"kind": "length"}, "b": {"kind": "length"}}
+    reward = {"kind": "multi", "graders": graders, "calculate_output": formula}
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe({"model": "m", "data": "d", "source": {"kind": "rollouts", "reward": reward}})
+    assert caught.value.problems[0].code == "formula-refused"

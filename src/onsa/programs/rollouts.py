@@ -14,15 +14,17 @@ from onsa.engine.desk import Answering, Graded
 from onsa.engine.sessions.base import Session
 from onsa.models.sampling import Answer, Sampling
 from onsa.objectives.base import Rewarded
+from onsa.programs.endpoint import Endpoint
 from onsa.programs.feedback import Candidate
 from onsa.programs.judge import open_judge, open_scorer
+from onsa.programs.predict import load, open_run
 from onsa.programs.prepare import Prepared
 from onsa.rewards.base import Grader, Reward, Sample
 from onsa.serve.predictor import said, stops
 from onsa.sources.base import Feed
 from onsa.sources.rollouts import Rollouts
-from onsa.spec.errors import OnsaError, Problem, TrainingError
-from onsa.tasks.base import Examiner, Floats, TokenTask
+from onsa.spec.errors import OnsaError, Problem, StoreError, TrainingError
+from onsa.tasks.base import Examiner, Floats, Task, TokenTask
 
 SHOWN = 200  # characters of an answer in a message
 
@@ -43,6 +45,16 @@ class Runs:
             return judge.first(Candidate(list(one.prompt), one.text, (one.answer, other.answer)))[0]
 
         return first
+
+    def speaker(self, ref: str, most: int) -> Callable[[list[dict[str, str]]], str]:
+        endpoint = Endpoint.of(ref)
+        if endpoint is not None:
+            return lambda messages: endpoint.says(messages, most)
+        run, recipe = open_run(ref)
+        if not cast(Task, recipe.task).talks:
+            raise StoreError.of("run-not-chat", file=run.id, task=cast(Task, recipe.task).kind)
+        predictor = load(run)
+        return replace(predictor, max_new_tokens=min(most, predictor.max_length // 2)).chat
 
 
 @dataclass(frozen=True)

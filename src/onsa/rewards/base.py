@@ -55,6 +55,13 @@ class Access(Protocol):
             StoreError: there is no such run, or it does not talk.
         """
 
+    def speaker(self, ref: str, most: int) -> Callable[[list[dict[str, str]]], str]:
+        """What a run that talks, or a model behind an API, answers to a conversation, in so many tokens at most.
+
+        Raises:
+            StoreError: there is no such run, or it does not talk.
+        """
+
 
 class Reward(Component):
     """The base of every reward.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
-from pydantic import Field, SerializeAsAny, field_validator
+from pydantic import Field, SerializeAsAny
 
 from onsa.models.batch import Example, Made, Sizes, sizes
 from onsa.sources.base import Cursor, Feed, Rows, Source
@@ -38,12 +38,6 @@ class Rollouts(Source):
     max_new_tokens: Annotated[int, Field(ge=1)] = 64
     temperature: Annotated[float, Field(gt=0)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-
-    @field_validator("reward", mode="before")
-    @classmethod
-    def _of_a_type(cls, value: Any) -> list[Any]:
-        """OpenAI's graders name their kind ``type``, with underscores."""
-        return [_by_kind(one) for one in axes.listed(value)]
 
     def total(self, feed: Feed) -> int:
         steps = sum(len(parts) for epoch in range(feed.train.epochs or 1) for _, parts in self._rounds(feed, epoch))
@@ -116,12 +110,6 @@ class Rollouts(Source):
         sequences = [np.random.SeedSequence([feed.seed, *known, row]) for row in rows]
         seeds = [[int(seed) for seed in one.generate_state(self.group, np.uint64)] for one in sequences]
         return feed.desk.answer(prompts, seeds, often)
-
-
-def _by_kind(value: Any) -> Any:
-    if not isinstance(value, dict) or "type" not in value or "kind" in value:
-        return value
-    return {"kind": str(value["type"]).replace("_", "-"), **{k: v for k, v in value.items() if k != "type"}}
 
 
 class Stand(Made):

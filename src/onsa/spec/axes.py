@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BeforeValidator, ValidationError
@@ -17,7 +17,7 @@ def component(axis: str, value: Any) -> Component:
     """The kind that a value names: by its settings, or as a bare string."""
     if isinstance(value, Component):
         return value
-    settings = {"kind": value} if isinstance(value, str) else value
+    settings = {"kind": value} if isinstance(value, str) else _typed(axis, value)
     kind = kind_of(axis, settings)
     if not isinstance(kind, str):
         key = registry.key_of(axis)
@@ -47,9 +47,35 @@ def components(axis: str, given: list[Any]) -> tuple[list[Component], list[Probl
         except RecipeError as error:
             problems += error.problems
         except ValidationError as error:
+            value = _typed(axis, value)
             kind = registry.load(axis, kind_of(axis, value))
             problems += faults(error, kind, value, prefix=registry.key_of(axis))
     return made, problems
+
+
+def named(axis: str) -> Callable[[Any], Any]:
+    """Reads a mapping of names to kinds.
+
+    Raises:
+        RecipeError: every problem of them at once.
+    """
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        made, problems = components(axis, list(value.values()))
+        if problems:
+            raise RecipeError(problems)
+        return dict(zip(value, made, strict=True))
+
+    return read
+
+
+def _typed(axis: str, value: Any) -> Any:
+    """A kind's settings; OpenAI's graders name their kind ``type``, with underscores."""
+    if axis != "reward" or not isinstance(value, Mapping) or "type" not in value or "kind" in value:
+        return value
+    return {"kind": str(value["type"]).replace("_", "-"), **{k: v for k, v in value.items() if k != "type"}}
 
 
 def one(axis: str) -> BeforeValidator:
