@@ -11,25 +11,23 @@ by the formulas of its trainers. Onsa goes its ordinary way, with its passes and
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, disable_progress_bars
+from datasets import Dataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from benchmarks.parity_preferences import Found, Result, answered, apart, policy, settings, told
+from benchmarks.parity_preferences import Found, Result, answered, apart, judged, policy, settings, told
 from benchmarks.rl import write
 from onsa.engine.batches import micro_batches
 from onsa.models.batch import Example
@@ -42,7 +40,7 @@ from onsa.spec.recipe import parse_recipe
 
 # Relative. Advantages of a group cancel each other, and what rounding leaves of the likelihoods (logits of all tokens
 # at once, or of those that count) counts ten times and more. On the ordinary path gradients are less than 2e-5 apart.
-LOSS_TOLERANCE, GRADIENT_TOLERANCE = 5e-5, 2e-4
+TOLERATED = (5e-5, 2e-4)
 PROMPTS, GROUP, LONGEST, BETA = 4, 4, 16, 0.04
 
 
@@ -198,7 +196,7 @@ def measured() -> Iterator[Result]:
                 yield Result(
                     f"{case.name}, accel {accel}", case.trainer.__name__, *differences(found, wanted, examples)
                 )
-            yield Result(f"{case.name}, on and off", "itself", *differences(*own, examples or []))
+            yield Result(f"{case.name}, on and off", "itself", *differences(*own, examples or []), TOLERATED)
 
 
 def differences(found: Found, wanted: Found, examples: list[Example]) -> tuple[float, float]:
@@ -207,26 +205,5 @@ def differences(found: Found, wanted: Found, examples: list[Example]) -> tuple[f
     return abs(found[0] - wanted[0]) / size, apart(found, wanted)[1]
 
 
-def holds(result: Result) -> bool:
-    return result.loss <= LOSS_TOLERANCE and result.gradient <= GRADIENT_TOLERANCE
-
-
-def main() -> int:
-    """Measure, print, and judge."""
-    argparse.ArgumentParser(
-        prog="python -m benchmarks.parity_rewards", description=__doc__.splitlines()[0]
-    ).parse_args()
-    disable_progress_bars()
-    results = []
-    print(f"{'case':<28} {'against TRL':<14} {'loss':>8} {'gradient':>9}")
-    for result in measured():
-        results.append(result)
-        mark = "" if holds(result) else "  OUT OF TOLERANCE"
-        print(f"{result.case:<28} {result.against:<14} {result.loss:>8.1e} {result.gradient:>9.1e}{mark}", flush=True)
-    every = all(map(holds, results))
-    print(json.dumps({"benchmark": "parity_rewards", "holds": every, "results": [asdict(one) for one in results]}))
-    return 0 if every else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(judged("parity_rewards", __doc__.splitlines()[0], measured()))

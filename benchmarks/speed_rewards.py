@@ -76,10 +76,11 @@ def theirs(folder: Path, plain: bool) -> tuple[list[float], list[int]]:
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
 
     from benchmarks.rl import write
+    from benchmarks.speed_peers import Clock
     from onsa.models.fetch import locate
     from onsa.spec.sections import Model
 
@@ -91,17 +92,6 @@ def theirs(folder: Path, plain: bool) -> tuple[list[float], list[int]]:
     def grade(completions: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
         tokens.append(sum(map(len, completion_ids)))
         return [float(re.search(PATTERN, completion[0]["content"]) is not None) for completion in completions]
-
-    class Clock(TrainerCallback):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.seconds: list[float] = []
-
-        def on_train_begin(self, *given: Any, **named: Any) -> None:
-            self.last = time.perf_counter()
-
-        def on_step_end(self, *given: Any, **named: Any) -> None:
-            self.seconds.append(time.perf_counter() - self.last)
-            self.last = time.perf_counter()
 
     more = {"bf16": True, "gradient_checkpointing": False} if plain else {}
     config = GRPOConfig(
@@ -120,7 +110,7 @@ def theirs(folder: Path, plain: bool) -> tuple[list[float], list[int]]:
         loss_type="grpo",
         **more,
     )
-    clock = Clock()
+    clock = Clock(time.time())
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32),
         reward_funcs=grade,
@@ -132,7 +122,7 @@ def theirs(folder: Path, plain: bool) -> tuple[list[float], list[int]]:
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return clock.seconds, tokens
+    return clock.step_s, tokens
 
 
 def measured(side: str) -> dict[str, Any]:
