@@ -91,6 +91,11 @@ def to_messages(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     return messages
 
 
+def transcript(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Messages as one text: who says what, a line each."""
+    return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in messages)
+
+
 def to_tools(value: Any) -> list[dict[str, Any]] | None:
     """The tools that a conversation may call: a list of descriptions, or its JSON text; ``None`` where there are none.
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onsa.data.convert import OPENING, check_conversation, to_messages, to_tools
+from onsa.data.convert import OPENING, check_conversation, to_messages, to_tools, transcript
 from onsa.data.profile import Look, Profile
 from onsa.data.table import Row
 from onsa.models.batch import Example
@@ -64,7 +64,7 @@ class Chat(TokenTask):
 
     def inputs(self, row: Row) -> str:
         before, _ = self._turns(row)
-        return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in before)
+        return transcript(before)
 
     def answer(self, row: Row) -> str:
         _, answer = self._turns(row)

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from onsa.data import preferences
 from onsa.data.compare import PROMPTS, Comparison, Messages, check_comparison, to_comparison
+from onsa.data.convert import transcript
 from onsa.data.profile import Look, Profile
 from onsa.data.table import Row
 from onsa.models.answers import Answers, in_order
@@ -304,4 +305,4 @@ def _text(messages: Messages) -> str:
     """What is said; with more than one message, who says it as well."""
     if len(messages) == 1:
         return str(messages[0].get("content") or "")
-    return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in messages)
+    return transcript(messages)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from onsa.data.compare import PROMPTS
-from onsa.data.convert import OPENING, check_conversation, to_messages, to_tools
+from onsa.data.convert import OPENING, check_conversation, to_messages, to_tools, transcript
 from onsa.data.profile import Look, Profile
 from onsa.data.table import Row
 from onsa.models.batch import Example
@@ -82,7 +82,7 @@ class Prompt(TokenTask):
 
     def inputs(self, row: Row) -> str:
         # As the task chat has it, so that the same prompts fall on the same sides of a split.
-        return "\n".join(f"{message['role']}: {message.get('content') or ''}" for message in self.prompt_messages(row))
+        return transcript(self.prompt_messages(row))
 
     def answer(self, row: Row) -> str:
         return ""

@@ -159,7 +159,7 @@ def _validation_metric(history: History, metric: str, lang: str) -> Figure | Non
     if len(known) < 2:
         return None
     title = say("report.learning.on-validation", lang, metric=metric_name(metric, lang))
-    return _small("learning-metric", title, known, "tuned", lang)
+    return small("learning-metric", title, known, "tuned", lang)
 
 
 def _of_steps(history: History, name: str, field: str, lang: str) -> Figure | None:
@@ -167,10 +167,11 @@ def _of_steps(history: History, name: str, field: str, lang: str) -> Figure | No
     known = [(step, value) for step, value in found if value is not None]
     if len(known) < 2:
         return None
-    return _small(f"learning-{name}", say(f"report.learning.{name}", lang), known, "base", lang)
+    return small(f"learning-{name}", say(f"report.learning.{name}", lang), known, "base", lang)
 
 
-def _small(name: str, title: str, points: list[tuple[int, float]], colour: str, lang: str) -> Figure:
+def small(name: str, title: str, points: list[tuple[int, float]], colour: str, lang: str) -> Figure:
+    """A small figure of one curve over the steps."""
     x, y = thinned([step for step, _ in points], [value for _, value in points], 120)
     describe = say("report.learning.describe", lang, what=title, first=points[0][0], last=points[-1][0])
     label = Label(name, title, describe, say("report.learning.step", lang))

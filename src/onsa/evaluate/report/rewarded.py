@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from onsa.evaluate.document import Document, TrainPoint
 from onsa.evaluate.history import smooth, thinned
 from onsa.evaluate.report.figures import Frame, Label, Series, lines
+from onsa.evaluate.report.measured import small
 from onsa.evaluate.report.view import Fact, Figure, Samples, Section, Table
 from onsa.evaluate.wording import count, short
 from onsa.spec.messages import say
 
-SMALL = Frame(width=344, height=190)
-PLAIN = ("kl", "entropy", "clip_share", "length", "gap", "value_loss", "moved")
+PLAIN = ("kl", "entropy", "clip_share", "length", "gap", "value_loss")
 
 
 def section(document: Document, lang: str) -> Section:
@@ -22,8 +24,8 @@ def section(document: Document, lang: str) -> Section:
     notes = [say("report.rewards.explain", lang)]
     notes += [say(f"report.rewards.alarm-{code}", lang) for code in document.get("alarms", [])]
     figures = [[_rewards(document, points, lang)]]
-    small = [figure for name in PLAIN if (figure := _small(points, name, lang)) is not None]
-    figures += [small[start : start + 2] for start in range(0, len(small), 2)]
+    curves = [figure for name in PLAIN if (figure := _curve(points, name, lang)) is not None]
+    figures += [curves[start : start + 2] for start in range(0, len(curves), 2)]
     return Section("rewards", title, notes=notes, figures=figures, samples=_samples(document, lang))
 
 
@@ -48,16 +50,13 @@ def _rewards(document: Document, points: list[TrainPoint], lang: str) -> Figure:
     return Figure(lines(label, series, Frame()), say("report.rewards.reward-caption", lang), _table(points, lang))
 
 
-def _small(points: list[TrainPoint], name: str, lang: str) -> Figure | None:
+def _curve(points: list[TrainPoint], name: str, lang: str) -> Figure | None:
     known = [(point["step"], point["figures"][name]) for point in points if name in point["figures"]]
     if len(known) < 2 or not any(value for _, value in known):
         return None
     title = say(f"report.rewards.{name}", lang)
-    x, y = thinned([step for step, _ in known], [value for _, value in known], 120)
-    describe = say("report.learning.describe", lang, what=title, first=known[0][0], last=known[-1][0])
-    label = Label(f"rewards-{name}", title, describe, say("report.learning.step", lang))
-    drawing = lines(label, [Series("", x, y, "base")], SMALL)
-    return Figure(drawing, say(f"report.rewards.{name}-caption", lang), title=title)
+    drawn = small(f"rewards-{name}", title, known, "base", lang)
+    return replace(drawn, caption=say(f"report.rewards.{name}-caption", lang))
 
 
 def _table(points: list[TrainPoint], lang: str) -> Table:
