@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onsa.models.attention import FUSED, use, used
+from onsa.models.attention import FUSED, PRODUCTS, use, used
 from onsa.models.lowering import base_network, soft_prompt
 from onsa.models.policy import Policy
 from onsa.models.products import resting
@@ -65,7 +65,7 @@ def sample(
         raise ValueError("nothing is drawn behind a soft prompt")
     network.eval()
     found: list[list[Answer]] = [[] for _ in prompts]
-    with policy.autocast(), _masked(network), resting(network):
+    with policy.autocast(), _attending(network), resting(network):
         for part in _parts(prompts, seeds):
             drawn = _drawn(policy, [prompts[row] for row in part], [seeds[row] for row in part], sampling)
             for row, answers in zip(part, drawn, strict=True):
@@ -86,10 +86,9 @@ def _parts(prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> 
 
 
 @contextmanager
-def _masked(network: Any) -> Iterator[None]:
-    """Within, the network attends with its mask: prompts are padded on the left here."""
+def _attending(network: Any) -> Iterator[None]:
+    """Puts back how the network attends: with its mask here, since prompts are padded on the left."""
     before = used(network)
-    use(network, FUSED)
     try:
         yield
     finally:
@@ -101,7 +100,10 @@ def _drawn(
 ) -> list[list[Answer]]:
     """Answers to some prompts, all drawn beside each other."""
     counts = [len(each) for each in seeds]
+    use(policy.network, FUSED)
     logit_BV, cache, mask_BT = _opened(policy, prompts, counts)
+    if policy.device.type == "cpu":  # of one token a row, the fused kernel takes five times as long in bf16
+        use(policy.network, PRODUCTS)
     dice = np.asarray([np.random.Generator(np.random.Philox(seed)).random(sampling.most) for s in seeds for seed in s])
     length_B = mask_BT.sum(1)
     alive = torch.arange(len(dice), device=mask_BT.device)
