@@ -15,7 +15,8 @@ import pytest
 from sqlalchemy import create_engine, update
 
 from onsa.spec.errors import StoreError
-from onsa.store import database
+from onsa.store import schema
+from onsa.store.database import Database
 from onsa.store.run import Link, Metric, State
 from onsa.store.runs import Store
 
@@ -116,15 +117,15 @@ def test_a_run_whose_process_is_killed_has_died(store: Store) -> None:
 
 def test_a_pid_given_out_again_is_not_the_run(store: Store) -> None:
     store.start(store.create(IDENTITY))
-    with database.Database().writing() as connection:
-        connection.execute(update(database.runs).values(pid_started=database.runs.c.pid_started - 100))
+    with Database().writing() as connection:
+        connection.execute(update(schema.runs).values(pid_started=schema.runs.c.pid_started - 100))
     assert store.get("01234567").state is State.DIED
 
 
 def test_a_run_on_another_host_is_left_alone(store: Store) -> None:
     store.start(store.create(IDENTITY))
-    with database.Database().writing() as connection:
-        connection.execute(update(database.runs).values(host="elsewhere", pid=1))
+    with Database().writing() as connection:
+        connection.execute(update(schema.runs).values(host="elsewhere", pid=1))
     assert store.get("01234567").state is State.RUNNING
     with pytest.raises(StoreError, match="process 1 on elsewhere"):
         store.start("01234567")
@@ -241,14 +242,14 @@ def test_a_newer_database_is_refused(store: Store, onsa_home: Path) -> None:
     store.close()
     engine = create_engine(f"sqlite:///{onsa_home / 'onsa.db'}")
     with engine.begin() as connection:
-        connection.execute(update(database.schema).values(version=99))
+        connection.execute(update(schema.schema).values(version=99))
     engine.dispose()
     with pytest.raises(StoreError, match="newer Onsa"):
         Store()
 
 
 def test_sqlite_is_set_for_several_processes(store: Store) -> None:
-    with database.Database().reading() as connection:
+    with Database().reading() as connection:
         for pragma, value in {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": 30000}.items():
             assert connection.exec_driver_sql(f"PRAGMA {pragma}").scalar() == value
 

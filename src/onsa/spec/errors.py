@@ -8,7 +8,9 @@
     ├── ModelError      a base model: unknown, unreachable, not fitting
     ├── MachineError    disk, memory, permissions
     ├── TrainingError   a run that had to stop (a loss that is not finite, a broken checkpoint)
-    └── StoreError      a run that is not there, or is in the wrong state
+    └── StoreError      a run, or what a project owns, that is not there or is in the wrong state
+        ├── MissingError    a project has nothing of this name
+        └── ConflictError   what is there does not allow it now
 
 An error carries one or more :class:`Problem`, each with a code from the message catalogue, the place (file, line,
 recipe key) and the values that the message names. The words live in ``messages/en`` and ``messages/ja``.
@@ -20,7 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from onsa.spec.messages import say
 
@@ -87,7 +89,7 @@ class OnsaError(Exception):
     @classmethod
     def of(
         cls, code: str, *, file: str | None = None, line: int | None = None, key: str | None = None, **values: Any
-    ) -> OnsaError:
+    ) -> Self:
         """An error of this class with one problem."""
         return cls(Problem(code, values, file, line, key))
 
@@ -113,7 +115,15 @@ class TrainingError(OnsaError):
 
 
 class StoreError(OnsaError):
-    """A run that is not there, or is in the wrong state."""
+    """A run, or what a project owns, that is not there or is in the wrong state."""
+
+
+class MissingError(StoreError):
+    """A project has nothing of this name."""
+
+
+class ConflictError(StoreError):
+    """What is there does not allow it now."""
 
 
 def unknown(code: str, value: str, known: Iterable[object], *, key: str | None = None, **values: object) -> Problem:

@@ -1,4 +1,4 @@
-"""The tables, and the database that holds them: SQLite in Onsa's home, or any that ``ONSA_DB`` names as a URL.
+"""The database that holds the tables: SQLite in Onsa's home, or any that ``ONSA_DB`` names as a URL.
 
 Only types and statements that every database has are used. Several processes may open, read and write at once: on
 SQLite, readers never wait (WAL), and a writer takes the write lock at its start, so that it cannot fail half-way for
@@ -12,94 +12,17 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, Self, final
 
-from sqlalchemy import (
-    BigInteger,
-    Column,
-    Connection,
-    Double,
-    Engine,
-    ForeignKey,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    create_engine,
-    event,
-    exc,
-    insert,
-    inspect,
-    make_url,
-    select,
-)
+from sqlalchemy import Connection, Engine, create_engine, event, exc, insert, inspect, make_url, select, update
 
 from onsa.spec.errors import StoreError
 from onsa.store.atomic import disk_full
 from onsa.store.home import home
+from onsa.store.schema import VERSION, metadata, schema
 
-VERSION = 1
 BUSY_S = 30.0
 GROWTH_BYTES = 1_000_000  # what a store that ran out of disk is said to need: room for some thousand metrics
-
-metadata = MetaData()
-
-schema = Table("onsa_schema", metadata, Column("version", Integer, primary_key=True, autoincrement=False))
-
-# Times are seconds since 1970 (UTC) and JSON is text: both mean the same in every database, NaN included.
-runs = Table(
-    "runs",
-    metadata,
-    Column("id", String(32), primary_key=True),
-    Column("identity", String(64), nullable=False, index=True),
-    Column("state", String(16), nullable=False),
-    Column("task", Text, nullable=False),
-    Column("model", Text, nullable=False),
-    Column("data", Text, nullable=False),
-    Column("adaptation", Text, nullable=False),
-    Column("created", Double, nullable=False, index=True),
-    Column("updated", Double, nullable=False),
-    Column("pid", Integer),
-    Column("pid_started", Double),
-    Column("host", Text),
-    Column("folder", Text, nullable=False),
-    Column("recipe", Text, nullable=False),
-    Column("summary", Text, nullable=False),
-    Column("error", Text),
-)
-
-
-def _of_run(name: str) -> Column[str]:
-    return Column(name, String(32), ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
-
-
-metrics = Table(
-    "metrics",
-    metadata,
-    _of_run("run"),
-    Column("step", BigInteger, primary_key=True, autoincrement=False),
-    Column("name", String(128), primary_key=True),
-    Column("value", Double),  # SQLite has no NaN and keeps NULL in its place
-)
-
-artifacts = Table(
-    "artifacts",
-    metadata,
-    _of_run("run"),
-    Column("path", String(512), primary_key=True),
-    Column("kind", Text, nullable=False),
-    Column("sha256", String(64), nullable=False),
-    Column("bytes", BigInteger, nullable=False),
-)
-
-lineage = Table(
-    "lineage",
-    metadata,
-    _of_run("child"),
-    _of_run("parent"),
-    Column("relation", String(64), primary_key=True),
-)
 
 
 @final
@@ -119,6 +42,12 @@ class Database:
         except (exc.ArgumentError, ImportError) as error:
             raise StoreError.of("store-unreachable", reason=str(error)) from None
         self._prepare()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Let go of every connection."""
@@ -146,12 +75,14 @@ class Database:
             with self.reading() as connection:
                 if inspect(connection).has_table(schema.name):
                     version = connection.scalar(select(schema.c.version))
-            if version is not None:
+            if version is not None and version >= VERSION:
                 break
             try:
                 with self.writing() as connection:
-                    metadata.create_all(connection)
-                    connection.execute(insert(schema).values(version=VERSION))
+                    metadata.create_all(connection)  # those that are there are left as they are
+                    if version is None:
+                        connection.execute(insert(schema).values(version=VERSION))
+                    connection.execute(update(schema).values(version=VERSION))
             except (exc.IntegrityError, StoreError):  # another process made the tables first: look again
                 if attempt == attempts - 1:
                     raise

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 # The start time that a system reports for one process wavers by a clock tick, and by small corrections of the clock.
@@ -48,3 +51,15 @@ def lives(worker: Worker) -> bool:
         )
     except psutil.NoSuchProcess:
         return False
+
+
+def orphaned(over: Callable[[], None]) -> None:
+    """Call when the process that started this one is gone; returns at once, and looks from a thread."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        over()
+
+    threading.Thread(target=watch, daemon=True).start()

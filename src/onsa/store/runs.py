@@ -15,8 +15,9 @@ from sqlalchemy import Connection, Row, Select, Table, delete, insert, or_, sele
 from sqlalchemy.exc import IntegrityError
 
 from onsa.spec.errors import Problem, StoreError
-from onsa.store import database as db
+from onsa.store import schema as db
 from onsa.store.atomic import sha256_file, sha256_files
+from onsa.store.database import Database
 from onsa.store.home import home
 from onsa.store.process import Worker, lives, this_process
 from onsa.store.run import Artifact, Fields, Link, Metric, Run, State
@@ -35,7 +36,7 @@ class Store:
 
     def __init__(self, url: str | None = None) -> None:
         """Open the database of ``url``, else that of ``ONSA_DB``, else the one in Onsa's home."""
-        self._database = db.Database(url)
+        self._database = Database(url)
 
     def __enter__(self) -> Store:
         return self
@@ -81,6 +82,12 @@ class Store:
         """The run with exactly this id."""
         with self._database.reading() as connection:
             return _run(_row(connection, run_id))
+
+    def named(self, run_id: str) -> Run | None:
+        """The run with exactly this id, or none."""
+        with self._database.reading() as connection:
+            row = connection.execute(select(db.runs).where(db.runs.c.id == run_id)).first()
+        return _run(row) if row else None
 
     def find(self, ref: str) -> Run:
         """The run that a user means: by id, by an id's beginning, by folder, or ``latest``.
