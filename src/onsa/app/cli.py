@@ -14,6 +14,7 @@ from onsa.app.adapters import adapters_app
 from onsa.app.feedback import feedback_app
 from onsa.app.options import Json, MoreAdapters, Overrides, RecipeFile, RunRef
 from onsa.app.rlhf import rlhf
+from onsa.app.serve import jobs, keys_app, serve
 from onsa.spec.errors import Level, OnsaError, TrainingError
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ app.add_typer(models_app, name="models")
 app.add_typer(adapters_app, name="adapters")
 app.add_typer(feedback_app, name="feedback")
 app.command("rlhf")(rlhf)
+app.command("serve")(serve)
+app.command("jobs")(jobs)
+app.add_typer(keys_app, name="keys")
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,11 +43,16 @@ RECIPE = "recipe.yaml"
 
 @dataclass(frozen=True)
 class Opened:
-    """The run that a recipe leads to, before its first step; ``resumed`` where it goes on."""
+    """The run that a recipe leads to, before its first step.
+
+    resumed: it goes on.
+    deploy: writes the model, as it is when this is called, into a folder.
+    """
 
     run: Run
     prepared: Prepared
     resumed: bool
+    deploy: Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -77,21 +83,24 @@ Progress = Callable[[str], None]
 Told = Opened | Event | Alarmed | Measuring | Finished
 
 
-def train(recipe: Recipe, fresh: bool = False, progress: Progress | None = None) -> Iterator[Told]:
+def train(
+    recipe: Recipe, fresh: bool = False, progress: Progress | None = None, named: str | None = None
+) -> Iterator[Told]:
     """Train, yielding events; break off to pause, call again to go on.
 
     A recipe whose run is finished yields that run at once; ``fresh`` runs it anew. ``progress`` hears of downloads.
+    Under an id that is ``named`` it is the run with that id that goes on, or begins.
 
     Raises:
         OnsaError: preflight found errors (before any training), or training had to stop.
     """
     prepared = prepare(recipe, progress)
     with Store() as store:
-        run = None if fresh else store.by_identity(prepared.identity)
+        run = None if fresh else store.named(named) if named else store.by_identity(prepared.identity)
         if run is not None and run.state is State.FINISHED:
             yield Finished(run, read_document(run.folder / METRICS))
             return
-        yield from _run(store, run, prepared)
+        yield from _run(store, run, prepared, named)
 
 
 def finish(recipe: Recipe, fresh: bool = False) -> Run:
@@ -101,7 +110,7 @@ def finish(recipe: Recipe, fresh: bool = False) -> Run:
     return last.run
 
 
-def _run(store: Store, run: Run | None, prepared: Prepared) -> Generator[Told, None, None]:
+def _run(store: Store, run: Run | None, prepared: Prepared, named: str | None = None) -> Generator[Told, None, None]:
     if prepared.recipe.accel.mode == "verify":
         verify(prepared)
     built = build(prepared)
@@ -111,11 +120,11 @@ def _run(store: Store, run: Run | None, prepared: Prepared) -> Generator[Told, N
     grades = graders(prepared)
     session = prepared.engine.open(work(built))
     resumed = run is not None
-    run = store.start(run or _created(store, prepared))
+    run = store.start(run or _created(store, prepared, named or ""))
     with _stated(store, run):
         try:
             write_text(run.folder / RECIPE, prepared.recipe.dump())
-            yield Opened(run, prepared, resumed)
+            yield Opened(run, prepared, resumed, partial(_deploy, session, prepared))
             job = loop.Job(
                 session=session,
                 source=prepared.source,
@@ -162,9 +171,10 @@ def _fitting(built: Built) -> Forecast:
     return seen
 
 
-def _created(store: Store, prepared: Prepared) -> Run:
+def _created(store: Store, prepared: Prepared, named: str) -> Run:
     return store.create(
         prepared.identity,
+        name=named,
         task=prepared.task.kind,
         model=prepared.recipe.model.name,
         data=prepared.recipe.data.path,
@@ -242,9 +252,14 @@ def _keep_best(session: Session, prepared: Prepared, run: Run, checkpoints: Path
         return
     draft.mkdir(exist_ok=True)
     critic.detach(session.network())
+    _deploy(session, prepared, draft)
     with explained(run.folder, 0):
-        prepared.adaptation.save(session.network(), prepared.tokenizer, draft)
         publish(draft, final)
+
+
+def _deploy(session: Session, prepared: Prepared, to: Path) -> None:
+    with explained(to, 0):
+        prepared.adaptation.save(session.network(), prepared.tokenizer, to)
 
 
 def publish_run(store: Store, run: Run, found: Document) -> Run:

@@ -1,0 +1,151 @@
+"""The service's commands: ``onsa serve``, its keys, and its queue."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from onsa.app.options import Json
+from onsa.store.keys import FIRST, Scope
+
+keys_app = typer.Typer(help="The keys with which the service is reached.", no_args_is_help=True)
+Project = Annotated[str, typer.Option("--project", help="The project's name; it is made where there is none.")]
+
+
+def serve(
+    host: Annotated[
+        str, typer.Option("--host", help="Where to listen: this machine alone, unless told so.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8321,
+    jobs: Annotated[int, typer.Option("--jobs", min=0, help="Jobs that are trained beside each other.")] = 1,
+) -> None:
+    """Serve OpenAI's API: files, fine-tuning jobs, and the models that answer. Ctrl-C ends it; jobs go on next time."""
+    from onsa.app.console import err, out
+    from onsa.app.service import Settings, first_key, run
+    from onsa.spec.messages import say
+
+    secret = first_key()
+    if secret is not None:
+        out().print(say("serve-first-key", key=secret), soft_wrap=True)
+    raise typer.Exit(run(Settings(host, port, jobs), err().print))
+
+
+@keys_app.command("create")
+def create(
+    name: Annotated[str, typer.Argument(help="What the key is for, to find it again.")],
+    project: Project = FIRST,
+    scope: Annotated[list[Scope] | None, typer.Option("--scope", help="What it allows; may be repeated.")] = None,
+    json: Json = False,
+) -> None:
+    """Make a key and show it, this once. Without a scope it allows to train and to ask."""
+    from onsa.app.console import emit, out
+    from onsa.spec.messages import say
+    from onsa.store.database import Database
+    from onsa.store.keys import Keys
+
+    with Database() as database:
+        keys = Keys(database)
+        key, secret = keys.create(keys.project(project), name, frozenset(scope or (Scope.TRAIN, Scope.INFER)))
+    if json:
+        emit({"id": key.id, "project": key.project, "name": key.name, "scopes": sorted(key.scopes), "secret": secret})
+    else:
+        out().print(say("key-made", name=name, key=secret), soft_wrap=True)
+
+
+@keys_app.command("list")
+def list_keys(json: Json = False) -> None:
+    """All keys, by project; of each, its last letters."""
+    from datetime import datetime
+
+    from onsa.app.console import emit, out, table
+    from onsa.spec.messages import say
+    from onsa.store.database import Database
+    from onsa.store.keys import Keys
+
+    with Database() as database:
+        keys = Keys(database)
+        found, projects = keys.list(), keys.projects()
+    if json:
+        emit(
+            [
+                {
+                    "id": key.id,
+                    "project": projects[key.project],
+                    "name": key.name,
+                    "scopes": sorted(key.scopes),
+                    "last_letters": key.shown,
+                    "created": key.created,
+                    "revoked": key.revoked,
+                }
+                for key in found
+            ]
+        )
+        return
+    names = ["id", *(say(f"keys-{name}") for name in ("project", "name", "scopes", "letters", "created", "state"))]
+    rows = [
+        (
+            key.id,
+            projects[key.project],
+            key.name,
+            ", ".join(sorted(key.scopes)),
+            f"…{key.shown}",
+            datetime.fromtimestamp(key.created).strftime("%Y-%m-%d %H:%M"),
+            say("key-revoked" if key.revoked else "key-good"),
+        )
+        for key in found
+    ]
+    out().print(table(names, rows))
+
+
+@keys_app.command("revoke")
+def revoke(
+    key: Annotated[str, typer.Argument(help="The key's id, or its last letters.")],
+    json: Json = False,
+) -> None:
+    """Make a key useless, at once and for good."""
+    from onsa.app.console import emit, out
+    from onsa.spec.messages import say
+    from onsa.store.database import Database
+    from onsa.store.keys import Keys
+
+    with Database() as database:
+        gone = Keys(database).revoke(key)
+    if json:
+        emit({"id": gone.id, "revoked": True})
+    else:
+        out().print(say("key-gone", name=gone.name, letters=gone.shown))
+
+
+def jobs(json: Json = False) -> None:
+    """The queue: jobs of all projects, the newest first."""
+    from datetime import datetime
+
+    from onsa.app.api.objects import job_object
+    from onsa.app.console import emit, out, table
+    from onsa.spec.messages import say
+    from onsa.store.database import Database
+    from onsa.store.jobs import Jobs
+    from onsa.store.keys import Keys
+    from onsa.store.records import Page
+
+    with Database() as database:
+        found, _ = Jobs(database).page(None, Page())
+        projects = Keys(database).projects()
+    if json:
+        emit([job_object(job) for job in found])
+        return
+    names = ["id", *(say(f"jobs-{name}") for name in ("project", "model", "method", "status", "created", "attempts"))]
+    rows = [
+        (
+            job.id,
+            projects[job.project],
+            job.order.model,
+            job.order.method["type"],
+            say(f"job-{job.status.value}"),
+            datetime.fromtimestamp(job.created).strftime("%Y-%m-%d %H:%M"),
+            str(job.attempts),
+        )
+        for job in found
+    ]
+    out().print(table(names, rows))

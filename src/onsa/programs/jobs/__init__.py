@@ -1,0 +1,1 @@
+"""Jobs: what comes in over the service, trained by processes of their own."""

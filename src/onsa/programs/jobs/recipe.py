@@ -1,0 +1,82 @@
+"""The recipe of a job: its method and settings in the words of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from onsa.spec.errors import RecipeError, unknown
+from onsa.spec.recipe import Recipe, parse_recipe
+from onsa.store.job import Order
+
+AUTO = "auto"
+SUPERVISED, DPO, REINFORCEMENT = "supervised", "dpo", "reinforcement"
+METHODS = (SUPERVISED, DPO, REINFORCEMENT)
+GROUP = 8  # answers to a prompt, times the job's compute_multiplier
+# The sections of a recipe that a job may lay over its own: none that names a file, a model or code to run.
+OPEN_SECTIONS = ("adaptation", "objective", "optimizer", "schedule", "regulariser", "train", "evaluate", "accel")
+
+
+def job_recipe(order: Order, base: str, training: Path, validation: Path | None) -> Recipe:
+    """What a job runs.
+
+    All rows of the training file train, and those of the validation file name the best checkpoint and measure it, as
+    with a job of OpenAI's.
+
+    Args:
+        base: what to start from, as a recipe names it.
+
+    Raises:
+        RecipeError: a setting that cannot be followed.
+    """
+    kind = order.method["type"]
+    settings = order.method.get(kind) or {}
+    chosen = settings.get("hyperparameters") or {}
+    given = {name: value for name, value in chosen.items() if value not in (None, AUTO)}
+    recipe: dict[str, Any] = {
+        "model": base,
+        "data": {"path": str(training), "validation": str(validation) if validation else None, "split": "1:0:0"},
+        "adaptation": {"kind": "lora"},
+        "train": {"epochs": given.get("n_epochs"), "batch_rows": given.get("batch_size")},
+        "seed": order.seed,
+    }
+    laid = {SUPERVISED: _supervised, DPO: _dpo, REINFORCEMENT: _reinforcement}[kind]
+    laid(recipe, settings, given)
+    for section, value in (settings.get("recipe") or {}).items():
+        if section not in OPEN_SECTIONS:
+            raise RecipeError(unknown("job-section", section, OPEN_SECTIONS, key=f"method.{kind}.recipe.{section}"))
+        recipe[section] = {**recipe.get(section, {}), **value} if isinstance(value, Mapping) else value
+    return parse_recipe(recipe)
+
+
+def rate_times(order: Order) -> float:
+    """What the usual learning rate is multiplied by."""
+    settings = order.method.get(order.method["type"]) or {}
+    times = (settings.get("hyperparameters") or {}).get("learning_rate_multiplier")
+    return 1.0 if times in (None, AUTO) else float(times)
+
+
+def _supervised(recipe: dict[str, Any], settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    recipe["task"] = "chat"
+
+
+def _dpo(recipe: dict[str, Any], settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    recipe["task"] = "preference"
+    recipe["objective"] = {"kind": "dpo", **({"beta": given["beta"]} if "beta" in given else {})}
+
+
+def _reinforcement(recipe: dict[str, Any], settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    recipe["task"] = "prompt"
+    recipe["objective"] = {"kind": "grpo"}
+    group = max(2, round(GROUP * given.get("compute_multiplier", 1)))
+    recipe["source"] = {"kind": "rollouts", "group": group, "reward": grader(settings["grader"])}
+    recipe["train"]["eval_steps"] = given.get("eval_interval")
+
+
+def grader(said: Mapping[str, Any]) -> dict[str, Any]:
+    """A grader as a reward: the same fields under the same names, its type with hyphens or not."""
+    found = {name: value for name, value in said.items() if value is not None}
+    if "graders" in found:
+        found["graders"] = {name: grader(inner) for name, inner in found["graders"].items()}
+    return found

@@ -1,0 +1,127 @@
+"""Supervisor: hands jobs out to workers, a process each, and takes them back from those that died.
+
+It keeps nothing that the database does not have: one that is killed is replaced by another, and workers go on
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+
+from onsa.store.database import Database
+from onsa.store.files import Files, Uploads
+from onsa.store.job import Job, Lease, Status
+from onsa.store.jobs import Jobs
+from onsa.store.process import Worker, lives, orphaned, this_process
+
+POLL_S = 0.3
+SWEEP_S = 60.0
+NICENESS = 19  # training takes what answering leaves
+LEAVE_S = 30.0  # what workers have to put their work down when the service ends
+
+
+@dataclass
+class Supervisor:
+    """The workers of one machine.
+
+    at_once: jobs that are trained beside each other; one more is validated.
+    """
+
+    database: Database
+    at_once: int = 1
+    started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.jobs = Jobs(self.database)
+        self.files = Files(self.database)
+        self.uploads = Uploads(self.database, self.files)
+
+    def run(self, over: threading.Event) -> None:
+        """Supervise until it is over; then workers are asked to put their work down."""
+        swept = 0.0
+        while not over.wait(POLL_S):
+            self.tend()
+            if time.monotonic() - swept > SWEEP_S:
+                self.files.sweep()
+                self.uploads.sweep()
+                swept = time.monotonic()
+        for process in self.started.values():
+            process.terminate()
+        deadline = time.monotonic() + LEAVE_S
+        for process in self.started.values():
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+    def tend(self) -> None:
+        """One round: take back what was lost, hand out what is free."""
+        self.started = {name: process for name, process in self.started.items() if process.poll() is None}
+        held = list(self.jobs.held())
+        for job in held:
+            if self._lost(job):
+                _end(job.worker)
+                self.jobs.give_up(job)
+        held = [job for job in held if not self._lost(job)]
+        if not any(job.status is Status.VALIDATING for job in held):
+            self._hand_out(Status.VALIDATING, "validate")
+        for _ in range(self.at_once - sum(job.status is Status.RUNNING for job in held)):
+            if not self._hand_out(Status.QUEUED, "run"):
+                return
+
+    def _lost(self, job: Job) -> bool:
+        """Whether nobody works on a job any more, as far as can be seen from here."""
+        assert job.lease_until is not None, "it is held"
+        return job.lease_until <= time.time() or (job.worker is not None and not lives(job.worker))
+
+    def _hand_out(self, status: Status, what: str) -> bool:
+        job = self.jobs.next(status)
+        if job is None:
+            return False
+        lease = self.jobs.take(job, Status.RUNNING if status is Status.QUEUED else status)
+        if lease is not None:
+            self.started[f"{what} {job.id}"] = _worker(what, lease)
+        return lease is not None
+
+
+def _worker(what: str, lease: Lease) -> subprocess.Popen[bytes]:
+    """The process of a worker, in a group of its own: what stops the service in a terminal does not reach it."""
+    command = [sys.executable, "-m", "onsa.programs.jobs.worker", what, lease.job, str(lease.fence)]
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=_yielding)
+
+
+def _yielding() -> None:
+    os.nice(NICENESS)
+
+
+def _end(worker: Worker | None) -> None:
+    """Kill a worker that is thought dead, if it is a process of this machine, before its job is another's."""
+    if worker is None or worker.host != this_process().host:
+        return
+    while lives(worker):
+        try:
+            os.kill(worker.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        time.sleep(0.01)
+
+
+def main(arguments: list[str]) -> int:
+    """Supervise so many jobs at once, until SIGTERM, SIGINT, or the end of the process that started this one."""
+    over = threading.Event()
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, lambda *_: over.set())
+    orphaned(over.set)
+    with Database() as database:
+        Supervisor(database, int(arguments[0])).run(over)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
