@@ -2,11 +2,12 @@
 # make demo   the main job on embedded weights and data
 # make test   checks, then all tests with the speed passes and without them
 # make check  lint, types, layers and sizes alone
+# make conformance  the openai package's own tests against a running service
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: env demo test check
+.PHONY: env demo test check conformance
 
 env: $(VENV)/.ready
 
@@ -29,3 +30,6 @@ check: env
 test: check
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 	ONSA_TEST_ACCEL=off $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+conformance: env
+	PYTHONPATH=tests $(BIN)/python -m clients.openai_python

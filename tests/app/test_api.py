@@ -22,7 +22,8 @@ from onsa.store.aliases import Aliases
 from onsa.store.database import Database
 from onsa.store.job import JobEvent, Lease, Status, model_name
 from onsa.store.jobs import Jobs
-from onsa.store.keys import Keys, Scope
+from onsa.store.key import Scope
+from onsa.store.keys import Keys
 
 BASE = "smollm2-135m"
 ROWS = b'{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n' * 12
@@ -363,6 +364,8 @@ def test_azures_paths_lead_to_the_same(served: Served) -> None:
     status, found = raw(f"{deployment}?api-version=2024-10-21", "POST", body, **headers)
     assert (status, found["model"]) == (200, BASE)
     assert raw(deployment, "POST", body, **headers)[0] == 400
+    with urlopen(f"{served.url}/metrics") as answer:
+        assert 'method="POST",route="/chat/completions",status="200"' in answer.read().decode()
 
 
 def test_a_permission_lets_another_project_ask(served: Served) -> None:
@@ -383,3 +386,16 @@ def test_a_permission_lets_another_project_ask(served: Served) -> None:
     assert admin.fine_tuning.checkpoints.permissions.delete(permission.id, fine_tuned_model_checkpoint=name).deleted
     with pytest.raises(openai.NotFoundError):
         other.chat.completions.create(**given)
+
+
+def test_it_says_how_it_is(served: Served) -> None:
+    assert raw(f"{served.url}/healthz") == (200, {"status": "ok"})
+    assert raw(f"{served.url}/readyz") == (200, {"status": "ok"})
+    job = order(served.client())
+    served.client().fine_tuning.jobs.retrieve(job.id)
+    raw(f"{served.url}/v1/nothing/{job.id}")
+    with urlopen(f"{served.url}/metrics") as answer:
+        said = answer.read().decode()
+    counted = 'onsa_requests_total{method="GET",route="/fine_tuning/jobs/{job_id}",status="200"} 1.0'
+    assert counted in said and 'onsa_jobs{status="validating_files"} 1.0' in said
+    assert job.id not in said and job.organization_id not in said

@@ -12,7 +12,8 @@ from onsa.store import schema as db
 from onsa.store.aliases import Aliases
 from onsa.store.blobs import Blobs
 from onsa.store.database import Database
-from onsa.store.keys import Keys, Scope
+from onsa.store.key import Scope
+from onsa.store.keys import Keys
 
 BASE = "smollm2-135m"
 MODELS = ("gpt-6-astra", "gpt-4o-mini", "gpt-3.5-turbo-instruct", "text-embedding-3-small")
@@ -77,17 +78,17 @@ def _rows(state: str, now: float) -> dict[Any, list[dict[str, Any]]]:
         "model": BASE,
         "choices": [{"index": 0, "message": said, "logprobs": None, "finish_reason": "stop"}],
     }
-    completion = {"model": BASE, "metadata": "{}", "messages": json.dumps([{"role": "user", "content": "hi"}])}
+    completion = {"model": BASE, "metadata": "{}", "messages": json.dumps([said])}
     upload = {"filename": "f", "purpose": "fine-tune", "bytes": 0, "mime_type": "text/jsonl", "status": "pending"}
     return {
         db.files: [{"id": name, **file} for name in ("file_id", "file-abc123", AFTER)],
         db.jobs: [{"id": JOB, **job}, {"id": AFTER, **job}],
         db.events: [{"id": AFTER, "job": JOB, "level": "info", "type": "message", "message": "hello"}],
         db.checkpoints: [{"id": AFTER, "job": JOB, "step": 1, "model": TUNED[0], "metrics": "{}"}],
-        db.models: [{"id": name, "base": BASE, "run": "none", "folder": "none"} for name in TUNED],
+        db.models: [{"id": name, "base": BASE, "run": "none", "folder": "none"} for name in (*TUNED, JOB)],
         db.permissions: [
             {"id": name, "model": model, "granted": GRANTED}
-            for name, model in (("cp_zc4Q7MP6XxulcVzj4MZdwsAB", TUNED[1]), (AFTER, TUNED[0]))
+            for name, model in (("cp_zc4Q7MP6XxulcVzj4MZdwsAB", TUNED[1]), (AFTER, JOB))
         ],
         db.completions: [
             {"id": name, "document": json.dumps({"id": name, **document}), **completion}

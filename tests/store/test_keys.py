@@ -6,7 +6,8 @@ import pytest
 
 from onsa.spec.errors import ConflictError, MissingError
 from onsa.store.database import Database
-from onsa.store.keys import Keys, Scope
+from onsa.store.key import Scope
+from onsa.store.keys import Keys
 
 TRAIN = frozenset({Scope.TRAIN})
 

@@ -14,7 +14,7 @@ from onsa.app.adapters import adapters_app
 from onsa.app.feedback import feedback_app
 from onsa.app.options import Json, MoreAdapters, Overrides, RecipeFile, RunRef
 from onsa.app.rlhf import rlhf
-from onsa.app.serve import jobs, keys_app, serve
+from onsa.app.serve import aliases_app, jobs, keys_app, serve, webhooks_app
 from onsa.spec.errors import Level, OnsaError, TrainingError
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ app.command("rlhf")(rlhf)
 app.command("serve")(serve)
 app.command("jobs")(jobs)
 app.add_typer(keys_app, name="keys")
+app.add_typer(webhooks_app, name="webhooks")
+app.add_typer(aliases_app, name="aliases")
 
 
 def main() -> None:

@@ -125,7 +125,9 @@ def _token(token: Spoken) -> Line:
 class Host:
     """The models of this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, answer_tokens: int | None) -> None:
+        """``answer_tokens``: of an answer whose request names no number; as many as there is room for if not given."""
+        self._answer_tokens = answer_tokens
         self._residents: Any = None
         self._readers: Any = None
 
@@ -190,7 +192,7 @@ class Host:
 
         if self._residents is None:
             self._residents = Residents()
-        begun = begin(self._residents, asked)
+        begun = begin(self._residents, {"most": self._answer_tokens, **_said(asked)})
         pairs = zip(begun.voices, begun.asks, strict=True)
         answer = Answer([Choice(voice, ask.prompt, begun.echo) for voice, ask in pairs])
         try:
@@ -229,10 +231,14 @@ def _refused(error: OnsaError) -> Response:
     return JSONResponse({"message": f"{problem.what} {problem.fix}", "param": problem.key, "code": problem.code}, 400)
 
 
+def _said(asked: Line) -> Line:
+    return {name: value for name, value in asked.items() if value is not None}
+
+
 def main(arguments: list[str]) -> int:
-    """Answer at a socket, given by its path."""
+    """Answer at a socket, given by its path; then the tokens of an answer whose request names no number, or 0."""
     socket = Path(arguments[0])
-    host = Host()
+    host = Host(int(arguments[1]) or None)
     asked = {"/answer": host.answer, "/embed": host.embed, "/classify": host.classify, "/grade": host.grade}
     routes = [*(Route(path, call, methods=["POST"]) for path, call in asked.items()), Route("/state", host.state)]
     with suppress(FileNotFoundError):

@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from onsa.app.options import Json
-from onsa.store.keys import FIRST, Scope
+from onsa.store.key import FIRST, Scope
 
 keys_app = typer.Typer(help="The keys with which the service is reached.", no_args_is_help=True)
+webhooks_app = typer.Typer(help="Addresses that are told when a job ends.", no_args_is_help=True)
+aliases_app = typer.Typer(help="Names that lead to models.", no_args_is_help=True)
 Project = Annotated[str, typer.Option("--project", help="The project's name; it is made where there is none.")]
 
 
@@ -19,6 +21,7 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8321,
     jobs: Annotated[int, typer.Option("--jobs", min=0, help="Jobs that are trained beside each other.")] = 1,
+    answer_tokens: Annotated[int, typer.Option(min=0, help="Tokens of an answer where a request names no number.")] = 0,
 ) -> None:
     """Serve OpenAI's API: files, fine-tuning jobs, and the models that answer. Ctrl-C ends it; jobs go on next time."""
     from onsa.app.console import err, out
@@ -28,7 +31,7 @@ def serve(
     secret = first_key()
     if secret is not None:
         out().print(say("serve-first-key", key=secret), soft_wrap=True)
-    raise typer.Exit(run(Settings(host, port, jobs), err().print))
+    raise typer.Exit(run(Settings(host, port, jobs, answer_tokens), err().print))
 
 
 @keys_app.command("create")
@@ -149,3 +152,110 @@ def jobs(json: Json = False) -> None:
         for job in found
     ]
     out().print(table(names, rows))
+
+
+@webhooks_app.command("add")
+def add_webhook(
+    url: Annotated[str, typer.Argument(help="Where it is told, by POST.")], project: Project = FIRST, json: Json = False
+) -> None:
+    """Tell an address when a project's jobs end, signed with a secret that is shown this once."""
+    from onsa.app.console import emit, out
+    from onsa.spec.messages import say
+    from onsa.store.database import Database
+    from onsa.store.keys import Keys
+    from onsa.store.webhooks import Webhooks
+
+    with Database() as database:
+        made = Webhooks(database).create(Keys(database).project(project), url)
+    if json:
+        emit({"id": made.id, "url": made.url, "secret": made.secret})
+    else:
+        out().print(say("webhook-made", name=made.id, url=made.url, secret=made.secret), soft_wrap=True)
+
+
+@webhooks_app.command("list")
+def list_webhooks(json: Json = False) -> None:
+    """All addresses, by project."""
+    from onsa.app.console import emit, out, table
+    from onsa.spec.messages import say
+    from onsa.store.database import Database
+    from onsa.store.keys import Keys
+    from onsa.store.webhooks import Webhooks
+
+    with Database() as database:
+        projects = Keys(database).projects()
+        found = [(one.id, projects[one.project], one.url) for one in Webhooks(database).list()]
+    if json:
+        emit([{"id": name, "project": project, "url": url} for name, project, url in found])
+    else:
+        out().print(table(["id", say("keys-project"), say("webhooks-url")], found))
+
+
+@webhooks_app.command("remove")
+def remove_webhook(name: Annotated[str, typer.Argument(metavar="ID")], json: Json = False) -> None:
+    """Tell an address no more."""
+    from onsa.app.console import emit
+    from onsa.store.database import Database
+    from onsa.store.webhooks import Webhooks
+
+    with Database() as database:
+        Webhooks(database).remove(None, name)
+    if json:
+        emit({"id": name, "removed": True})
+
+
+@aliases_app.command("set")
+def set_alias(
+    name: Annotated[str, typer.Argument(help="What clients ask for, such as gpt-4o-mini.")],
+    targets: Annotated[list[str], typer.Argument(metavar="MODEL[=WEIGHT]...", help="What answers.")],
+    project: Project = FIRST,
+    json: Json = False,
+) -> None:
+    """Let a name lead to a model, or to several by weight: each user to the same one."""
+    from onsa.app.console import emit, out
+    from onsa.spec.messages import say
+    from onsa.store.aliases import Aliases, weights
+    from onsa.store.database import Database
+    from onsa.store.keys import Keys
+
+    with Database() as database:
+        made = Aliases(database).set(Keys(database).project(project), name, weights(targets))
+    if json:
+        emit({"name": made.name, "targets": made.targets})
+    else:
+        led = ", ".join(f"{model} ({weight:g})" for model, weight in made.targets.items())
+        out().print(say("alias-set", name=name, targets=led), soft_wrap=True)
+
+
+@aliases_app.command("list")
+def list_aliases(json: Json = False) -> None:
+    """All aliases, by project."""
+    from onsa.app.console import emit, out, table
+    from onsa.spec.messages import say
+    from onsa.store.aliases import Aliases
+    from onsa.store.database import Database
+    from onsa.store.keys import Keys
+
+    with Database() as database:
+        projects, found = Keys(database).projects(), Aliases(database).list(None)
+    if json:
+        emit([{"name": one.name, "project": projects[one.project], "targets": one.targets} for one in found])
+        return
+    rows = [(one.name, projects[one.project], ", ".join(f"{m}={w:g}" for m, w in one.targets.items())) for one in found]
+    out().print(table([say("keys-name"), say("keys-project"), say("aliases-targets")], rows))
+
+
+@aliases_app.command("remove")
+def remove_alias(
+    name: Annotated[str, typer.Argument(help="The alias.")], project: Project = FIRST, json: Json = False
+) -> None:
+    """Let a name lead nowhere."""
+    from onsa.app.console import emit
+    from onsa.store.aliases import Aliases
+    from onsa.store.database import Database
+    from onsa.store.keys import Keys
+
+    with Database() as database:
+        Aliases(database).remove(Keys(database).project(project), name)
+    if json:
+        emit({"name": name, "removed": True})

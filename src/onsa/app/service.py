@@ -20,7 +20,8 @@ from tempfile import TemporaryDirectory
 from onsa.spec.errors import MachineError
 from onsa.spec.messages import say
 from onsa.store.database import Database
-from onsa.store.keys import Keys, Scope
+from onsa.store.key import Scope
+from onsa.store.keys import Keys
 
 POLL_S = 0.1
 AGAIN_S = 1.0  # before a process that ended at once is begun anew
@@ -29,11 +30,13 @@ LEAVE_S = 40.0
 
 @dataclass(frozen=True)
 class Settings:
-    """Where to listen, and how many jobs are trained beside each other."""
+    """Where to listen, how many jobs are trained beside each other, and the tokens of an answer whose request names no
+    number (0: as many as there is room for)."""
 
     host: str
     port: int
     jobs: int
+    answer_tokens: int
 
 
 def first_key() -> str | None:
@@ -59,7 +62,7 @@ def run(settings: Settings, progress: Callable[[str], None]) -> int:
         host, port = bound.getsockname()[:2]
         commands = {
             "web": ["onsa.app.web", str(bound.fileno()), f"{folder}/models"],
-            "models": ["onsa.app.host", f"{folder}/models"],
+            "models": ["onsa.app.host", f"{folder}/models", str(settings.answer_tokens)],
             "supervisor": ["onsa.programs.jobs.supervisor", str(settings.jobs)],
         }
         began: dict[str, tuple[subprocess.Popen[bytes], float]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -34,6 +34,22 @@ class Alias:
             if place < 0:
                 return model
         return next(reversed(self.targets))
+
+
+def weights(words: Sequence[str]) -> dict[str, float]:
+    """What ``MODEL`` and ``MODEL=WEIGHT`` say; a weight that is not said is 1.
+
+    Raises:
+        DataError: a weight is no number.
+    """
+    found: dict[str, float] = {}
+    for word in words:
+        model, mark, weight = word.rpartition("=")
+        try:
+            found |= {model: float(weight)} if mark else {word: 1.0}
+        except ValueError:
+            raise DataError.of("alias-weights", key=word) from None
+    return found
 
 
 @final

@@ -29,6 +29,7 @@ from onsa.store.job import ENDS, HELD, Job, JobEvent, Lease, Order, Status, Wish
 from onsa.store.models import Models
 from onsa.store.process import Worker
 from onsa.store.records import Page, Records, dumped, holding, loaded
+from onsa.store.webhooks import Webhooks
 
 LEASE_S = 15.0
 MOST_ATTEMPTS = 3  # workers that may die at one job without its having come further
@@ -45,6 +46,7 @@ class Jobs:
         self._events = Records(database, db.events, "ftevent-", "event")
         self._checkpoints = Records(database, db.checkpoints, "ftckpt_", "checkpoint")
         self._models = Models(database)
+        self._webhooks = Webhooks(database)
 
     # What users do
 
@@ -119,6 +121,7 @@ class Jobs:
             if not _held(row):
                 values = _end(Status.CANCELLED)
                 self._tell(connection, row.project, name, JobEvent(say("event-cancelled")))
+                self._note(connection, row.project, name, Status.CANCELLED)
             self._records.change(connection, project, name, values)
         return self.get(project, name)
 
@@ -188,6 +191,13 @@ class Jobs:
         rows, _ = self._records.page(None, Page(order="asc"), *where)
         return [_job(row) for row in rows]
 
+    def counts(self) -> dict[str, int]:
+        """How many jobs there are of each status."""
+        query = select(db.jobs.c.status, func.count()).group_by(db.jobs.c.status)
+        with self._database.reading() as connection:
+            found = {row[0]: row[1] for row in connection.execute(query)}
+        return {status.value: found.get(status.value, 0) for status in Status}
+
     def take(self, job: Job, status: Status, lease_s: float = LEASE_S) -> Lease | None:
         """Hand a job out, as it was read, or nothing where somebody else was first."""
         values: dict[str, Any] = {"status": status.value, "fence": job.fence + 1, "lease_until": time.time() + lease_s}
@@ -219,6 +229,7 @@ class Jobs:
         with self._database.writing() as connection:
             if connection.execute(update(db.jobs).where(*unchanged).values(**values)).rowcount:
                 self._tell(connection, job.project, job.id, event)
+                self._note(connection, job.project, job.id, Status(values["status"]))
 
     # What a worker does
 
@@ -283,6 +294,7 @@ class Jobs:
         with self._held(lease, **values, lease_until=None, wanted=None, pid=None) as (connection, row):
             for event in events:
                 self._tell(connection, row.project, lease.job, event)
+            self._note(connection, row.project, lease.job, status)
             if folder is not None:
                 self._models.add(connection, row.project, values["fine_tuned_model"], row.model, lease.job, folder)
 
@@ -297,6 +309,11 @@ class Jobs:
             if values:
                 connection.execute(update(db.jobs).where(*mine).values(**values))
             yield connection, row
+
+    def _note(self, connection: Connection, project: str, job: str, status: Status) -> None:
+        """Let a project's webhooks be told of a job that has ended."""
+        if status in ENDS:
+            self._webhooks.note(connection, project, f"fine_tuning.job.{status.value}", job)
 
     def _tell(self, connection: Connection, project: str, job: str, event: JobEvent) -> None:
         told = {"level": event.level, "type": event.type, "message": event.message, "data": dumped(event.data or None)}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, final
 
 from sqlalchemy import Row, insert, select
@@ -15,35 +13,10 @@ from sqlalchemy.exc import IntegrityError
 from onsa.spec.errors import ConflictError, MissingError
 from onsa.store import schema as db
 from onsa.store.database import Database
+from onsa.store.key import FIRST, Key, Scope
 from onsa.store.records import Page, Records, dumped, loaded, new_id
 
 PREFIX, SHOWN = "sk-onsa-", 4  # the last letters are enough to tell one's keys apart
-FIRST = "default"  # the project that is made where none is named
-
-
-class Scope(StrEnum):
-    """What a key allows: to train (files, jobs), to ask models, or all, other projects' permissions among it."""
-
-    TRAIN = "train"
-    INFER = "infer"
-    ADMIN = "admin"
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """A key as it is kept. shown: its last letters; created, revoked: seconds since 1970, UTC."""
-
-    id: str
-    project: str
-    name: str
-    shown: str
-    scopes: frozenset[Scope]
-    created: float
-    revoked: float | None
-
-    def allows(self, scope: Scope) -> bool:
-        """Whether the key is still good for this."""
-        return self.revoked is None and (scope in self.scopes or Scope.ADMIN in self.scopes)
 
 
 @final

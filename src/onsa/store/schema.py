@@ -186,6 +186,16 @@ aliases = _owned(
     Column("targets", Text, nullable=False),
 )
 
+webhooks = _owned("webhooks", Column("url", Text, nullable=False), Column("secret", Text, nullable=False))
+
+deliveries = _owned(
+    "webhook_deliveries",
+    Column("webhook", String(128), ForeignKey("webhooks.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("body", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("due", Double, nullable=False, index=True),
+)
+
 completions = _owned(
     "completions",
     Column("model", Text, nullable=False),

@@ -15,7 +15,8 @@ from onsa.store.completions import Completions
 from onsa.store.database import Database
 from onsa.store.files import Files, Uploads
 from onsa.store.jobs import Jobs
-from onsa.store.keys import Key, Keys, Scope
+from onsa.store.key import Key, Scope
+from onsa.store.keys import Keys
 from onsa.store.models import Models
 
 BEARER = "bearer "

@@ -24,7 +24,7 @@ from onsa.app.api.access import Service
 from onsa.app.api.errors import RefusedError
 from onsa.models.catalog import catalog
 from onsa.spec.messages import say
-from onsa.store.keys import Key
+from onsa.store.key import Key
 from onsa.store.models import Served
 
 SEEDS = 2**63

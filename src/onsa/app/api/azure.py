@@ -30,7 +30,7 @@ class Azure:
             await self._app(scope, receive, send)
             return
         if path.startswith(VERSIONED):
-            await self._app({**scope, "path": path.removeprefix("/openai")}, receive, send)
+            await self._lead(scope, path.removeprefix("/openai"), receive, send)
             return
         if "api-version" not in parse_qs(scope["query_string"].decode()):
             refused = envelope(400, say("api-no-version"), "api-version", "missing_required_parameter")
@@ -38,12 +38,16 @@ class Azure:
             return
         found = DEPLOYMENT.fullmatch(path)
         if found is None:
-            await self._app({**scope, "path": "/v1/" + path.removeprefix(PREFIX)}, receive, send)
+            await self._lead(scope, "/v1/" + path.removeprefix(PREFIX), receive, send)
             return
         body = _named(await _body(receive), found["name"])
         headers = [pair for pair in scope["headers"] if pair[0] != b"content-length"]
-        headers.append((b"content-length", str(len(body)).encode()))
-        await self._app({**scope, "path": f"/v1{found['rest']}", "headers": headers}, _giving(body, receive), send)
+        scope["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
+        await self._lead(scope, f"/v1{found['rest']}", _giving(body, receive), send)
+
+    async def _lead(self, scope: Scope, path: str, receive: Receive, send: Send) -> None:
+        scope["path"] = path  # in place, so that who counts requests sees their route
+        await self._app(scope, receive, send)
 
 
 async def _body(receive: Receive) -> bytes:

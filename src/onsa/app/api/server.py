@@ -7,7 +7,7 @@ import secrets
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from onsa.app.api import chat, completions, files, graders, jobs, stored, vectors
+from onsa.app.api import chat, completions, files, graders, jobs, metrics, stored, vectors
 from onsa.app.api import models as models_of_project
 from onsa.app.api.access import Service
 from onsa.app.api.asking import Models
@@ -26,17 +26,15 @@ def application(database: Database, models: Models, file_bytes: int = FILE_BYTES
     app = FastAPI(title="Onsa", version="1", docs_url=None, redoc_url=None)
     app.state.service = Service.over(database)
     app.state.models = models
+    app.state.meters = metrics.Meters()
     handle(app)
     for one in (chat, stored, completions, vectors, files, jobs, graders, models_of_project):
         app.include_router(one.router, prefix="/v1")
-
-    @app.get("/healthz")
-    def healthz() -> dict[str, str]:
-        return {"status": "ok"}
-
+    app.include_router(metrics.router)
     app.add_middleware(Azure)
     app.add_middleware(Bounded, file_bytes=file_bytes)
     app.add_middleware(Numbered)
+    app.add_middleware(metrics.Metered, meters=app.state.meters)
     return app
 
 

@@ -14,11 +14,13 @@ import threading
 import time
 from dataclasses import dataclass, field
 
+from onsa.programs.jobs.telling import tell
 from onsa.store.database import Database
 from onsa.store.files import Files, Uploads
 from onsa.store.job import Job, Lease, Status
 from onsa.store.jobs import Jobs
 from onsa.store.process import Worker, lives, orphaned, this_process
+from onsa.store.webhooks import Webhooks
 
 POLL_S = 0.3
 SWEEP_S = 60.0
@@ -45,6 +47,7 @@ class Supervisor:
     def run(self, over: threading.Event) -> None:
         """Supervise until it is over; then workers are asked to put their work down."""
         swept = 0.0
+        threading.Thread(target=tell, args=(Webhooks(self.database), over), daemon=True).start()
         while not over.wait(POLL_S):
             self.tend()
             if time.monotonic() - swept > SWEEP_S:
