@@ -33,6 +33,7 @@ NEEDED: dict[tuple[str, str], dict[str, Any]] = {
     ("reward", "model"): {"run": "scorer"},
     ("reward", "multi"): {"graders": {"short": {"kind": "length", "most": 3}}, "calculate_output": "2 * short"},
     ("reward", "score-model"): {"model": "dpo-1", "input": [{"content": "{{ sample.output_text }}"}]},
+    ("reward", "python"): {"source": "def grade(sample, item):\n    return len(sample['output_text'])\n"},
     ("reward", "regex"): {"pattern": "rain"},
     ("reward", "string-check"): {"reference": "rain"},
     ("reward", "text-similarity"): {"reference": "rain"},

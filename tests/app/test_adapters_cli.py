@@ -41,7 +41,7 @@ def test_listing_merging_and_folding(
 
     said = onsa("adapters", "fold", "dared", "--out", "whole", "--json")
     assert said.code == 0 and said.document["logits"]["largest_difference"] <= 1e-5
-    assert {entry["metric"] for entry in said.document["comparisons"]} == {"loss", "perplexity"}
+    assert {entry["metric"] for entry in said.document["comparisons"]} == {"loss", "perplexity", "token_accuracy"}
     monkeypatch.setenv("ONSA_LANG", "ja")
     assert "損失" in onsa("runs").out and "損失" in onsa("adapters").out
     said = onsa("adapters", "fold", "dared", "--out", "whole2")

@@ -33,6 +33,10 @@ class Table:
         rows = self.weight_VV[batch.token_N[batch.predict_M]].log_softmax(1)
         return rows.gather(1, batch.target_M[:, None])[:, 0] * (1 - smoothing) + rows.mean(1) * smoothing
 
+    def told(self, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        logprob_M = self.logprobs(batch, smoothing)
+        return logprob_M, torch.ones_like(logprob_M)
+
     def valued(self, batch: Batch) -> tuple[Tensor, Tensor]:
         assert batch.predict_M is not None
         return self.logprobs(batch), self.weight_VV[batch.token_N[batch.predict_M]].mean(1)

@@ -188,3 +188,9 @@ def test_regression_metrics_are_scikit_learns(seed: int) -> None:
 def test_perplexity_is_the_exponential_of_the_mean_loss() -> None:
     part = Outcome(np.arange(3), np.array([2.0, 4.0, 0.5]), np.array([2.0, 1.0, 4.0]))
     assert task("chat").metrics(part) == pytest.approx({"loss": 6.5 / 7, "perplexity": np.exp(6.5 / 7)})
+
+
+def test_token_accuracy_is_the_share_of_weight_that_is_right() -> None:
+    rights = Outcome(np.arange(2), np.ones(2), np.array([3.0, 1.0]), right_R=np.array([1.5, 1.0]))
+    assert task("chat").metrics(rights)["token_accuracy"] == pytest.approx(2.5 / 4)
+    assert Outcome.join([rights.take(np.array([1])), rights.take(np.array([0]))]).right_R == pytest.approx([1.5, 1.0])

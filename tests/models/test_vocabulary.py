@@ -22,7 +22,8 @@ def test_values_and_gradients(rows: int, smoothing: float, trains: str) -> None:
     weight_M = torch.rand(M, generator=generator)
     asked = [value for value in (hidden_MD, weight_VD) if value.requires_grad]
     wanted = -functional.cross_entropy(hidden_MD @ weight_VD.T, target_M, reduction="none", label_smoothing=smoothing)
-    found = LogProbs.apply(hidden_MD, weight_VD, target_M, smoothing, rows)
+    found, best_M = LogProbs.apply(hidden_MD, weight_VD, target_M, smoothing, rows)
+    assert torch.equal(best_M, (hidden_MD @ weight_VD.T).argmax(1) == target_M)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
     one = torch.autograd.grad((found * weight_M).sum(), asked)
     other = torch.autograd.grad((wanted * weight_M).sum(), asked)
@@ -32,10 +33,10 @@ def test_values_and_gradients(rows: int, smoothing: float, trains: str) -> None:
 
 def test_without_gradients_and_without_predictions() -> None:
     hidden_MD, weight_VD = torch.randn(M, D), torch.randn(V, D)
-    found = LogProbs.apply(hidden_MD, weight_VD, torch.zeros(M, dtype=torch.long), 0.0, 5)
+    found, _ = LogProbs.apply(hidden_MD, weight_VD, torch.zeros(M, dtype=torch.long), 0.0, 5)
     torch.testing.assert_close(found, (hidden_MD @ weight_VD.T).log_softmax(1)[:, 0])
-    none = LogProbs.apply(hidden_MD[:0], weight_VD, torch.zeros(0, dtype=torch.long), 0.0, 5)
-    assert none.shape == (0,)
+    none, best_M = LogProbs.apply(hidden_MD[:0], weight_VD, torch.zeros(0, dtype=torch.long), 0.0, 5)
+    assert none.shape == best_M.shape == (0,)
 
 
 @pytest.mark.parametrize("device", CHUNK_BYTES)

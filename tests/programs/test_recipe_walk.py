@@ -411,6 +411,7 @@ TABLE: dict[str, Entry] = {
     "reward:*.weight": Entry(3.0, rolled, "prompts"),
     "reward:*.name": Entry("other", rolled, "prompts"),
     "reward:function.entry": Entry("other", rolled, "prompts"),
+    "reward:python.source": Entry("def grade(sample, item):\n    return 1.5\n", rolled, "prompts"),
     "reward:json-schema.shape": Entry({"type": "string"}, rolled, "prompts", DIGITS),
     "reward:json-schema.values": Entry({"a": "b"}, rolled, "prompts", DIGITS),
     "reward:json-schema.weight": Entry(3.0, rolled, "prompts", DIGITS),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,15 @@ from onsa.models.reference import Reference
 from onsa.models.vocabulary import LogProbs
 
 Logits = Literal["every-token", "supervised"]
+
+
+class Predicted(NamedTuple):
+    """Of each asked-for token its log-probability, whether none is likelier, and the place among all that go through
+    where it is predicted."""
+
+    logprob_M: Tensor
+    best_M: Tensor
+    where_M: Tensor
 
 
 @dataclass(frozen=True)
@@ -57,17 +66,21 @@ class Policy:
 
         With smoothing, that share of it is the mean log-probability of all tokens (Szegedy et al. 2016, section 7).
         """
-        logprob_M, _ = self._predicted(batch, smoothing)
-        return logprob_M
+        return self._predicted(batch, smoothing).logprob_M
+
+    def told(self, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """As :meth:`logprobs`, and whether no token is likelier, ``best_M``."""
+        found = self._predicted(batch, smoothing)
+        return found.logprob_M, found.best_M
 
     def valued(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """As :meth:`logprobs`, and what the critic's head gives where each token is predicted, ``value_M``."""
         hidden: list[Tensor] = []
-        logprob_M, where_M = self._predicted(batch, 0.0, hidden)
-        return logprob_M, critic.values(self.network, hidden[0].flatten(0, 1)[where_M])
+        found = self._predicted(batch, 0.0, hidden)
+        return found.logprob_M, critic.values(self.network, hidden[0].flatten(0, 1)[found.where_M])
 
-    def _predicted(self, batch: Batch, smoothing: float, hidden: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """The log-probability of each asked-for token, and the place among all that go through where it is predicted.
+    def _predicted(self, batch: Batch, smoothing: float, hidden: list[Tensor] | None = None) -> Predicted:
+        """What is said of each asked-for token.
 
         Args:
             hidden: takes up the last hidden states of all places, ``hidden_RTD``.
@@ -82,14 +95,17 @@ class Policy:
                 hidden_MD, output = self._hidden(block)[where_M], base_network(self.network).get_output_embeddings()
                 if self.head_rows is not None and self.keep is None:
                     settings = (batch.target_M, smoothing, self.head_rows)
-                    found = LogProbs.apply(self._cooled(hidden_MD), output.weight, *settings)  # type: ignore[no-untyped-call]
-                    return cast(Tensor, found), where_M
+                    cooled_MD = self._cooled(hidden_MD)
+                    logprob_M, best_M = LogProbs.apply(cooled_MD, output.weight, *settings)  # type: ignore[no-untyped-call]
+                    return Predicted(logprob_M, best_M, where_M)
                 logit_MV = output(hidden_MD)
             else:
                 logit_MV = block.network(**block.inputs).logits.flatten(0, 1)[where_M]
         logit_MV = self._kept(self._cooled(logit_MV.float()))
-        found = -functional.cross_entropy(logit_MV, batch.target_M, reduction="none", label_smoothing=smoothing)
-        return found, where_M
+        logprob_M = -functional.cross_entropy(logit_MV, batch.target_M, reduction="none", label_smoothing=smoothing)
+        with torch.no_grad():
+            best_M = logit_MV.gather(1, batch.target_M[:, None])[:, 0] >= logit_MV.amax(1)
+        return Predicted(logprob_M, best_M, where_M)
 
     def classes(self, batch: Batch) -> Tensor:
         """The output of a row head, ``logit_RC``, fp32; of rows that hold answers, one of each answer."""

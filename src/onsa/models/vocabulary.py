@@ -28,18 +28,19 @@ def chunk_rows(vocabulary: int, device: str) -> int:
 
 
 class LogProbs(torch.autograd.Function):
-    """``logprob_M``, fp32, of ``target_M`` under ``softmax(hidden_MD Wᵀ)``."""
+    """``logprob_M``, fp32, of ``target_M`` under ``softmax(hidden_MD Wᵀ)``, and whether none is likelier."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, target_M: Tensor, smoothing: float, rows: int
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         device = hidden_MD.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
         used_VD = weight_VD.to(dtype)
         logprobs, slopes = [], []
         normaliser_M = hidden_MD.new_empty(len(hidden_MD), dtype=torch.float32)
+        best_M = hidden_MD.new_empty(len(hidden_MD), dtype=torch.bool)
         kept: Tensor | None = None
         mean_D = weight_VD.float().mean(0) if smoothing and needs_hidden else None
         with torch.autocast(device, enabled=False):
@@ -47,7 +48,9 @@ class LogProbs(torch.autograd.Function):
                 part = slice(start, start + rows)
                 logit_CV = (hidden_MD[part].to(dtype) @ used_VD.T).float()
                 normaliser_M[part] = logit_CV.logsumexp(1)
-                found_C = logit_CV.gather(1, target_M[part, None]).squeeze(1) * (1 - smoothing)
+                target_C = logit_CV.gather(1, target_M[part, None]).squeeze(1)
+                best_M[part] = target_C >= logit_CV.amax(1)
+                found_C = target_C * (1 - smoothing)
                 if smoothing:
                     found_C = found_C + smoothing * logit_CV.mean(1)
                 logprobs.append(found_C - normaliser_M[part])
@@ -62,10 +65,11 @@ class LogProbs(torch.autograd.Function):
         slope_MD = torch.cat(slopes).to(hidden_MD.dtype) if slopes else None
         ctx.save_for_backward(slope_MD, kept, *((hidden_MD, weight_VD, normaliser_M) if needs_weight else ()), target_M)
         ctx.smoothing, ctx.rows, ctx.dtype = smoothing, rows, dtype
-        return torch.cat(logprobs) if logprobs else hidden_MD.new_empty(0, dtype=torch.float32)
+        ctx.mark_non_differentiable(best_M)
+        return torch.cat(logprobs) if logprobs else hidden_MD.new_empty(0, dtype=torch.float32), best_M
 
     @staticmethod
-    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad_M: Tensor, _: None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         slope_MD, kept, *more, target_M = ctx.saved_tensors
         dhidden_MD = None if slope_MD is None else slope_MD * grad_M[:, None].to(slope_MD.dtype)
         if not more:

@@ -22,6 +22,6 @@ class Sft(Objective):
     label_smoothing: Share = 0.0
 
     def __call__(self, models: Models, batch: Batch) -> Loss:
-        logprob_M = models.policy.logprobs(batch, self.label_smoothing)
+        logprob_M, best_M = models.policy.told(batch, self.label_smoothing)
         weight_M = batch.weight_M.to(logprob_M.device)
-        return Loss(-(weight_M * logprob_M).sum(), weight_M.sum())
+        return Loss(-(weight_M * logprob_M).sum(), weight_M.sum(), {"token_accuracy": (weight_M * best_M).sum()})

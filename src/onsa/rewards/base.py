@@ -108,12 +108,13 @@ def filled(template: str, sample: Sample) -> str:
         ValueError: it is no template, or asks for what cannot be read.
     """
     try:
-        return _JINJA.from_string(template).render(item=dict(sample.item), sample=_shown(sample))
+        return _JINJA.from_string(template).render(item=dict(sample.item), sample=shown(sample))
     except TemplateError as error:
         raise ValueError(f"{template}: {error}") from error
 
 
-def _shown(sample: Sample) -> dict[str, Any]:
+def shown(sample: Sample) -> dict[str, Any]:
+    """An answer as templates and functions see it: as text, and parsed where it is JSON."""
     try:
         parsed = json.loads(sample.answer)
     except ValueError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,7 @@ class Outcome:
     loss_R, weight_R: summed loss and weight of each row; their quotient of sums is the mean loss.
     output_RC: the model's outputs after the task's link (probabilities, or numbers); ``None`` for token tasks.
     target_R: the right answers as the task encodes them; ``None`` for token tasks.
+    right_R: of token tasks, the summed weight of each row's tokens than which none was likelier.
     """
 
     row_R: npt.NDArray[np.int64]
@@ -48,12 +49,14 @@ class Outcome:
     weight_R: Floats
     output_RC: Floats | None = None
     target_R: npt.NDArray[Any] | None = None
+    right_R: Floats | None = None
 
     def take(self, index: npt.NDArray[np.int64]) -> Outcome:
         """The outcome of some of the rows, repeats allowed (a bootstrap resample)."""
         output = None if self.output_RC is None else self.output_RC[index]
         target = None if self.target_R is None else self.target_R[index]
-        return Outcome(self.row_R[index], self.loss_R[index], self.weight_R[index], output, target)
+        right = None if self.right_R is None else self.right_R[index]
+        return Outcome(self.row_R[index], self.loss_R[index], self.weight_R[index], output, target, right)
 
     @staticmethod
     def join(parts: list[Outcome]) -> Outcome:
@@ -61,12 +64,14 @@ class Outcome:
         row_R = np.concatenate([part.row_R for part in parts])
         outputs = [part.output_RC for part in parts if part.output_RC is not None]
         targets = [part.target_R for part in parts if part.target_R is not None]
+        rights = [part.right_R for part in parts if part.right_R is not None]
         whole = Outcome(
             row_R,
             np.concatenate([part.loss_R for part in parts]),
             np.concatenate([part.weight_R for part in parts]),
             np.concatenate(outputs) if outputs else None,
             np.concatenate(targets) if targets else None,
+            np.concatenate(rights) if rights else None,
         )
         return whole.take(np.argsort(row_R, kind="stable"))
 
@@ -216,7 +221,7 @@ class TokenTask(Task):
 
     @property
     def measures(self) -> tuple[str, ...]:
-        return ("loss", "perplexity")
+        return ("loss", "perplexity", "token_accuracy")
 
     @abstractmethod
     def prompt(self, row: Row, tokenizer: Any) -> list[int]:
@@ -239,16 +244,20 @@ class TokenTask(Task):
         return frozenset() if tokenizer.eos_token_id is None else frozenset({tokenizer.eos_token_id})
 
     def outcome(self, policy: Policy, batch: Batch) -> Outcome:
-        logprob_M = policy.logprobs(batch)
-        weight_M = batch.weight_M.to(logprob_M.device)
+        logprob_M, best_M = policy.told(batch)
+        weight_M = batch.weight_M.to(logprob_M.device).double()
         segment_M = batch.segment_M.to(logprob_M.device)
-        rows = len(batch.row_R)
-        loss_R = logprob_M.new_zeros(rows, dtype=torch.float64).index_add_(
-            0, segment_M, -(weight_M * logprob_M).double()
-        )
-        weight_R = logprob_M.new_zeros(rows, dtype=torch.float64).index_add_(0, segment_M, weight_M.double())
-        return Outcome(np.asarray(batch.row_R), loss_R.cpu().numpy(), weight_R.cpu().numpy())
+
+        def summed(value_M: Tensor) -> Floats:
+            sum_R = weight_M.new_zeros(len(batch.row_R)).index_add_(0, segment_M, weight_M * value_M)
+            return cast(Floats, sum_R.cpu().numpy())
+
+        facts = (summed(-logprob_M.double()), summed(torch.ones_like(weight_M)))
+        return Outcome(np.asarray(batch.row_R), *facts, right_R=summed(best_M.double()))
 
     def metrics(self, outcome: Outcome) -> dict[str, float]:
         loss = float(outcome.loss_R.sum() / outcome.weight_R.sum())
-        return {"loss": loss, "perplexity": float(np.exp(min(loss, 700.0)))}
+        found = {"loss": loss, "perplexity": float(np.exp(min(loss, 700.0)))}
+        if outcome.right_R is not None:
+            found["token_accuracy"] = float(outcome.right_R.sum() / outcome.weight_R.sum())
+        return found
