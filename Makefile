@@ -3,11 +3,12 @@
 # make test   checks, then all tests with the speed passes and without them
 # make check  lint, types, layers and sizes alone
 # make conformance  the openai package's own tests against a running service
+# make clients      other clients, each in an environment of its own, against a running service
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: env demo test check conformance
+.PHONY: env demo test check conformance clients
 
 env: $(VENV)/.ready
 
@@ -33,3 +34,6 @@ test: check
 
 conformance: env
 	PYTHONPATH=tests $(BIN)/python -m clients.openai_python
+
+clients: env
+	$(BIN)/python tests/clients/others.py

@@ -37,12 +37,13 @@ def test_a_verified_run_trains(tiny_llama: Path, chat_jsonl: Path) -> None:
 
 
 def test_a_difference_stops_the_run(tiny_llama: Path, chat_jsonl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Policy.logprobs
+    real = Policy.told
 
-    def wrong(self: Policy, *given: Any) -> torch.Tensor:
-        return real(self, *given) * (1.01 if self.head_rows else 1.0)
+    def wrong(self: Policy, *given: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        logprob_M, best_M = real(self, *given)
+        return logprob_M * (1.01 if self.head_rows else 1.0), best_M
 
-    monkeypatch.setattr(Policy, "logprobs", wrong)
+    monkeypatch.setattr(Policy, "told", wrong)
     with pytest.raises(TrainingError) as caught:
         list(train(recipe(tiny_llama, chat_jsonl)))
     assert [problem.code for problem in caught.value.problems] == ["accel-differs"]

@@ -93,6 +93,15 @@ def test_a_woken_worker_changes_nothing(jobs: Jobs, mine: str) -> None:
     jobs.end(fresh, Status.SUCCEEDED)
 
 
+def test_what_was_let_go_of_is_not_held_again(jobs: Jobs, mine: str) -> None:
+    job, lease = running(jobs, mine)
+    jobs.end(lease, Status.PAUSED)
+    with pytest.raises(StoreError, match="no longer"):
+        jobs.beat(lease, this_process())
+    assert jobs.get(mine, job.id).lease_until is None
+    assert jobs.resume(mine, job.id).status is Status.QUEUED
+
+
 def test_one_of_many_takes_a_job(jobs: Jobs, mine: str) -> None:
     job = queued(jobs, mine)
     with ThreadPoolExecutor(8) as pool:

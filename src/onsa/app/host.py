@@ -201,6 +201,9 @@ class Host:
         except Busy as busy:
             answer.cancel()
             raise _BusyError(busy.retry_after_s) from None
+        except BaseException:  # some may have been taken already
+            answer.cancel()
+            raise
         return answer
 
 

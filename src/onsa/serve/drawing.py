@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from onsa.serve.asks import Ask, Said, Top
 
@@ -178,5 +177,5 @@ def scored(logit_TV: Tensor, tokens: Sequence[int], alternatives: int) -> tuple[
     logit_TV = logit_TV[: len(tokens)]
     norm_T = logit_TV.logsumexp(1)
     token_T = torch.tensor(tokens, dtype=torch.long, device=logit_TV.device)
-    logprob_T = -functional.cross_entropy(logit_TV, token_T, reduction="none")
+    logprob_T = logit_TV.gather(1, token_T[:, None])[:, 0] - norm_T
     return logprob_T.tolist(), _tops(logit_TV, norm_T, [alternatives] * len(tokens))

@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, final
 
-from sqlalchemy import ColumnElement, Connection, Row, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, delete, or_, select
 
 from onsa.spec.errors import ConflictError, DataError
 from onsa.store import schema as db
@@ -61,20 +61,29 @@ class Files:
         self._records = Records(database, db.files, "file-", "file")
 
     def create(
-        self, project: str, filename: str, purpose: str, chunks: Iterable[bytes], lasts_s: int | None = None
+        self,
+        project: str,
+        filename: str,
+        purpose: str,
+        chunks: Iterable[bytes],
+        lasts_s: int | None = None,
+        *,
+        name: str | None = None,
     ) -> File:
         """Keep a file.
 
         Args:
             lasts_s: seconds after which it expires.
+            name: its id, where it is not to be a new one; it replaces a file of this id.
 
         Raises:
             MachineError: the disk is full, or may not be written.
         """
-        name, now = new_id("file-"), time.time()
+        name, now = name or new_id("file-"), time.time()
         stored = self.blobs.write(name, chunks)
         values = {"filename": filename, "purpose": purpose, "bytes": stored.bytes, "sha256": stored.sha256}
         with self._database.writing() as connection:
+            connection.execute(delete(db.files).where(db.files.c.id == name, db.files.c.project == project))
             values |= {"id": name, "created": now, "expires": now + lasts_s if lasts_s else None}
             self._records.add(connection, project, **values)
         return self.get(project, name)

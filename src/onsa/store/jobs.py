@@ -32,7 +32,7 @@ from onsa.store.records import Page, Records, dumped, holding, loaded
 from onsa.store.webhooks import Webhooks
 
 LEASE_S = 15.0
-MOST_ATTEMPTS = 3  # workers that may die at one job without its having come further
+MOST_ATTEMPTS = 6  # workers that may die at one job without its having come further
 CHECKPOINTS = 3  # of a job that can be asked
 
 
@@ -200,9 +200,10 @@ class Jobs:
 
     def take(self, job: Job, status: Status, lease_s: float = LEASE_S) -> Lease | None:
         """Hand a job out, as it was read, or nothing where somebody else was first."""
-        values: dict[str, Any] = {"status": status.value, "fence": job.fence + 1, "lease_until": time.time() + lease_s}
+        held = {"fence": job.fence + 1, "lease_until": time.time() + lease_s, "attempts": job.attempts + 1}
+        values: dict[str, Any] = {"status": status.value, **held}
         if status is Status.RUNNING:
-            values |= {"attempts": job.attempts + 1, "started": time.time()}
+            values["started"] = time.time()
         column = db.jobs.c
         unchanged = (column.id == job.id, column.fence == job.fence, column.status == job.status.value)
         with self._database.writing() as connection:
@@ -290,7 +291,7 @@ class Jobs:
         """
         folder = values.pop("folder", None)
         values = {name: dumped(value) if isinstance(value, list | dict) else value for name, value in values.items()}
-        values |= _end(status) if status in ENDS else {"status": status.value}
+        values |= _end(status) if status in ENDS else {"status": status.value, "attempts": 0}
         with self._held(lease, **values, lease_until=None, wanted=None, pid=None) as (connection, row):
             for event in events:
                 self._tell(connection, row.project, lease.job, event)
@@ -300,8 +301,12 @@ class Jobs:
 
     @contextmanager
     def _held(self, lease: Lease, **values: Any) -> Iterator[tuple[Connection, Row[Any]]]:
-        """A transaction in which a job is in a worker's hands, with the job's row as it was."""
-        mine = (db.jobs.c.id == lease.job, db.jobs.c.fence == lease.fence)
+        """A transaction in which a job is in a worker's hands, with the job's row as it was.
+
+        A job that the worker has let go of is in nobody's.
+        """
+        held = [status.value for status in HELD]
+        mine = (db.jobs.c.id == lease.job, db.jobs.c.fence == lease.fence, db.jobs.c.status.in_(held))
         with self._database.writing() as connection:
             row = connection.execute(select(db.jobs).where(*mine).with_for_update()).first()
             if row is None:

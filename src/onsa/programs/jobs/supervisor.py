@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from onsa.programs.jobs.telling import tell
@@ -54,14 +55,19 @@ class Supervisor:
                 self.files.sweep()
                 self.uploads.sweep()
                 swept = time.monotonic()
-        for process in self.started.values():
-            process.terminate()
+        self._leave()
+
+    def _leave(self) -> None:
+        """Let the workers of this machine put their work down, whoever started them."""
+        here = this_process().host
+        workers = [job.worker for job in self.jobs.held() if job.worker is not None and job.worker.host == here]
+        for worker in workers:
+            _signal(worker, signal.SIGTERM)
         deadline = time.monotonic() + LEAVE_S
-        for process in self.started.values():
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
+        while any(map(lives, workers)) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        for worker in workers:
+            _end(worker)
 
     def tend(self) -> None:
         """One round: take back what was lost, hand out what is free."""
@@ -108,11 +114,14 @@ def _end(worker: Worker | None) -> None:
     if worker is None or worker.host != this_process().host:
         return
     while lives(worker):
-        try:
-            os.kill(worker.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
+        _signal(worker, signal.SIGKILL)
         time.sleep(0.01)
+
+
+def _signal(worker: Worker, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        if lives(worker):
+            os.kill(worker.pid, number)
 
 
 def main(arguments: list[str]) -> int:

@@ -146,14 +146,17 @@ class Following:
         from onsa.programs.jobs.results import results
 
         work, name = self.work, model_name(self.work.job)
-        made = [
-            work.files.create(work.job.project, filename, RESULTS, [_shown(work, content.decode()).encode()]).id
-            for filename, content in results(self.run.folder)
-        ]
+        made = [self._file(*one) for one in results(self.run.folder)]
         trained = read_history(self.run.folder).tokens
         told = (JobEvent(say("event-made", model=name)), JobEvent(say("event-succeeded")))
         given = {"fine_tuned_model": name, "folder": str(self.run.folder), "result_files": made}
         work.jobs.end(work.lease, Status.SUCCEEDED, *told, **given, trained_tokens=trained)
+
+    def _file(self, filename: str, content: bytes) -> str:
+        """The id of a file of the job: always the same, so that a worker that dies here leaves no second one."""
+        job, shown = self.work.job, _shown(self.work, content.decode()).encode()
+        name = f"file-{job.id.removeprefix('ftjob-')}-{Path(filename).stem}"
+        return self.work.files.create(job.project, filename, RESULTS, [shown], name=name).id
 
     def _stepped(self, event: Any) -> None:
         self.seconds.append(event.seconds)
