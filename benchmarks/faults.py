@@ -46,8 +46,8 @@ def place_base(home: Path) -> None:
     from onsa.store.models import Models
 
     folder = home / "base"
-    folder.mkdir()
-    tiny.make_llama(folder).rename(folder / "whole")
+    (folder / "whole").mkdir(parents=True)
+    tiny.make_llama(folder / "whole")
     with Database(f"sqlite:///{home / 'onsa.db'}") as database:
         project = Keys(database).project()
         with database.writing() as connection:
@@ -134,7 +134,7 @@ def kills(client: OpenAI, home: Path, process: psutil.Process, file: str, times:
 
 def stops(client: OpenAI, home: Path, process: psutil.Process, file: str, times: int, plain: str) -> dict[str, Any]:
     """Stop workers past their lease, and let them go on."""
-    dice, wrong, woken = random.Random(8), list[str](), 0
+    dice, wrong, woken, seen = random.Random(8), list[str](), 0, set[int]()
     for _ in range(times):
         job, victim, began = order(client, file), None, time.monotonic()
         due = began + dice.uniform(2, 8)
@@ -145,14 +145,17 @@ def stops(client: OpenAI, home: Path, process: psutil.Process, file: str, times:
                 victim = running(process, "worker")
                 if victim is not None:
                     victim.suspend()
-            elif victim is not None and (now := running(process, "worker")) is not None and now.pid != victim.pid:
-                with suppress(psutil.Error):
-                    victim.resume()
-                woken += 1
+            elif victim is not None and victim.pid not in seen:
+                now = running(process, "worker")
+                if now is not None and now.pid != victim.pid:
+                    seen.add(victim.pid)
+                    woken += 1
+                    with suppress(psutil.Error):
+                        victim.resume()
 
         wrong += check(client, home, job, ended(client, job, strike), plain)
         print(f"stopped {woken} times, wrong {len(wrong)}", file=sys.stderr, flush=True)
-    return {"jobs": times, "wrong": wrong}
+    return {"jobs": times, "woken": woken, "wrong": wrong}
 
 
 def races(client: OpenAI, file: str, times: int) -> dict[str, Any]:
@@ -170,6 +173,7 @@ def races(client: OpenAI, file: str, times: int) -> dict[str, Any]:
         job = order(client, file)
         last = "cancel" if number % 3 else "pause"
         names = [dice.choice(("pause", "resume", "pause", "resume", last)) for _ in range(10)]
+        time.sleep(dice.uniform(0, 9))  # so that it is being validated, waits or runs
         with ThreadPoolExecutor(5) as pool:
             answers.update(pool.map(call, names, [job] * len(names)))
         with suppress(openai.ConflictError):
