@@ -1,7 +1,7 @@
 """Jobs over the service, from an upload to an answer: supervised, DPO, and reinforcement with graders, on SmolLM2.
 
 Run as ``python -m benchmarks.served_jobs``. Prints a table, then one JSON line with the same figures, and exits with 1
-where a job did not succeed, its model did not answer, or the same order with the same seed gave another series of losses.
+where a job did not succeed, its model did not answer, or the same order with the same seed gave other losses.
 """
 
 from __future__ import annotations
