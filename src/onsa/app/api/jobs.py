@@ -48,8 +48,10 @@ class DpoHyperparameters(Hyperparameters):
 
 
 class ReinforcementHyperparameters(Hyperparameters):
-    """Models that think before they answer have a choice of ``reasoning_effort``; those here have none. Held-out prompts
-    are answered once, greedily, so that ``eval_samples`` has none either."""
+    """Models that think before they answer have a choice of ``reasoning_effort``; those here have none.
+
+    Held-out prompts are answered once, greedily, so that ``eval_samples`` has none either.
+    """
 
     compute_multiplier: Auto | Annotated[float, Field(gt=0, le=10)] | None = None
     eval_interval: Auto | Annotated[int, Field(ge=1)] | None = None
