@@ -106,7 +106,11 @@ def _worker(what: str, lease: Lease) -> subprocess.Popen[bytes]:
 
 
 def _yielding() -> None:
+    """Run at the lowest priority. Where Linux groups processes by session, a process's own niceness counts within its
+    session alone, and the group's has to be set as well."""
     os.nice(NICENESS)
+    with suppress(OSError), open("/proc/self/autogroup", "w") as group:
+        group.write(str(NICENESS))
 
 
 def _end(worker: Worker | None) -> None:
