@@ -100,10 +100,11 @@ def rate(side: Side, asked: list[str], clients: int) -> float:
     return tokens / (time.perf_counter() - began)
 
 
-def firsts(side: Side, count: int) -> list[float]:
-    """Seconds to the first token, asked every second."""
+def firsts(side: Side, count: int, name: str) -> list[float]:
+    """Seconds to the first token, asked every second; prompts begin with a name, so that none was read before."""
     seconds = []
-    for prompt in prompts(count):
+    for number, text in enumerate(prompts(count)):
+        prompt = f"{name} {number}. {text}"
         began = time.perf_counter()
         stream = side.client.chat.completions.create(
             model=side.model, messages=[{"role": "user", "content": prompt}], max_tokens=4, stream=True
@@ -152,9 +153,9 @@ def main() -> int:
                 for clients in (1, CLIENTS):
                     rates.setdefault(f"{side.name}, {clients}", []).append(rate(side, asked, clients))
         figures["tokens_a_second"] = {name: median(found) for name, found in rates.items()}
-        idle = firsts(own, waits)
+        idle = firsts(own, waits, "Idle")
         job = training(own.client)
-        busy = firsts(own, waits)
+        busy = firsts(own, waits, "Busy")
         own.client.fine_tuning.jobs.cancel(job)
     print(f"{'server, clients':<28} {'tokens a second':>16}")
     for name, found in figures["tokens_a_second"].items():
