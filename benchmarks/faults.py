@@ -51,7 +51,7 @@ def place_base(home: Path) -> None:
     with Database(f"sqlite:///{home / 'onsa.db'}") as database:
         project = Keys(database).project()
         with database.writing() as connection:
-            Models(database).add(connection, project, BASE, BASE, "none", str(folder))
+            Models(database).add(connection, project, BASE, BASE, folder.name, str(folder))
 
 
 def order(client: OpenAI, file: str) -> str:

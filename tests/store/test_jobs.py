@@ -160,6 +160,32 @@ def test_what_a_user_wants_reaches_the_worker(jobs: Jobs, mine: str) -> None:
     assert jobs.get(mine, job.id).status is Status.CANCELLED
 
 
+@pytest.mark.parametrize(
+    ("wish", "status"), [("cancel", Status.CANCELLED), ("pause", Status.PAUSED), (None, Status.QUEUED)]
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_a_user_wants_until_the_last_moment_is_done(
+    jobs: Jobs, mine: str, wish: str | None, status: Status, begun: bool
+) -> None:
+    job = queued(jobs, mine) if begun else jobs.create(mine, ORDER)
+    lease = jobs.take(job, Status.RUNNING if begun else Status.VALIDATING)
+    assert lease is not None
+    if wish is not None:
+        getattr(jobs, wish)(mine, job.id)
+    jobs.end(lease, Status.QUEUED, JobEvent("put down"))
+    found = jobs.get(mine, job.id)
+    assert (found.status, found.wanted, found.finished is None) == (status, None, wish != "cancel")
+    (event,), _ = jobs.events(mine, job.id, Page(limit=1))
+    assert (event.message == "put down") is (wish is None)
+
+
+def test_a_checkpoint_is_told_from_what_a_job_came_to(jobs: Jobs, database: Database, mine: str) -> None:
+    job, lease = running(jobs, mine)
+    jobs.checkpoint(lease, 1, "on the way", {}, f"runs/{job.id}/served/step-0000001")
+    jobs.end(lease, Status.SUCCEEDED, fine_tuned_model="done", folder=f"runs/{job.id}")
+    assert [Models(database).get(mine, name).whole for name in ("on the way", "done")] == [False, True]
+
+
 def test_at_rest_at_once_where_nobody_works_on_it(jobs: Jobs, mine: str) -> None:
     job = jobs.create(mine, ORDER)
     assert jobs.pause(mine, job.id).status is Status.PAUSED

@@ -119,7 +119,7 @@ class Jobs:
                 raise _conflict(row)
             values: dict[str, Any] = {"wanted": Wish.CANCEL.value}
             if not _held(row):
-                values = _end(Status.CANCELLED)
+                values = _standing(Status.CANCELLED)
                 self._tell(connection, row.project, name, JobEvent(say("event-cancelled")))
                 self._note(connection, row.project, name, Status.CANCELLED)
             self._records.change(connection, project, name, values)
@@ -212,25 +212,19 @@ class Jobs:
 
     def give_up(self, job: Job) -> None:
         """Take a job from a worker that died: back into the queue, or, after several, to its end."""
-        wanted = {Wish.PAUSE: Status.PAUSED, Wish.CANCEL: Status.CANCELLED}
-        back = Status.QUEUED if job.status is Status.RUNNING else Status.VALIDATING
-        status = wanted[job.wanted] if job.wanted else back
-        event = JobEvent(say("event-lost"), "warn")
-        values: dict[str, Any] = {"status": status.value}
-        if status is back and job.attempts >= MOST_ATTEMPTS:
-            event = JobEvent(say("event-given-up", times=job.attempts), "error")
-            error = {"code": "server_error", "message": event.message, "param": None}
-            values = _end(Status.FAILED) | {"error": dumped(error)}
-        elif status is Status.CANCELLED:
-            values, event = _end(Status.CANCELLED), JobEvent(say("event-cancelled"))
-        elif status is Status.PAUSED:
-            event = JobEvent(say("event-paused"))
-        values |= {"fence": job.fence + 1, "lease_until": None, "wanted": None, "pid": None}
+        status = Status.QUEUED if job.status is Status.RUNNING else Status.VALIDATING
+        event, values = JobEvent(say("event-lost"), "warn"), dict[str, Any]()
+        if job.wanted is not None:
+            status, event = _wished(job.wanted)
+        elif job.attempts >= MOST_ATTEMPTS:
+            status, event = Status.FAILED, JobEvent(say("event-given-up", times=job.attempts), "error")
+            values["error"] = dumped({"code": "server_error", "message": event.message, "param": None})
+        values |= _standing(status) | {"fence": job.fence + 1, "lease_until": None, "wanted": None, "pid": None}
         unchanged = (db.jobs.c.id == job.id, db.jobs.c.fence == job.fence)
         with self._database.writing() as connection:
             if connection.execute(update(db.jobs).where(*unchanged).values(**values)).rowcount:
                 self._tell(connection, job.project, job.id, event)
-                self._note(connection, job.project, job.id, Status(values["status"]))
+                self._note(connection, job.project, job.id, status)
 
     # What a worker does
 
@@ -281,7 +275,7 @@ class Jobs:
             return [path for path in dropped if path is not None]
 
     def end(self, lease: Lease, status: Status, *events: JobEvent, **values: Any) -> None:
-        """Let go of a job: ended, paused, or (validated) queued.
+        """Let go of a job: ended, or back in the queue, unless a user wanted something else of it meanwhile.
 
         Args:
             values: ``error``, ``fine_tuned_model`` with its ``folder``, ``result_files``, ``trained_tokens``.
@@ -291,8 +285,13 @@ class Jobs:
         """
         folder = values.pop("folder", None)
         values = {name: dumped(value) if isinstance(value, list | dict) else value for name, value in values.items()}
-        values |= _end(status) if status in ENDS else {"status": status.value, "attempts": 0}
-        with self._held(lease, **values, lease_until=None, wanted=None, pid=None) as (connection, row):
+        with self._held(lease, lease_until=None, wanted=None, pid=None) as (connection, row):
+            if status not in ENDS:
+                values["attempts"] = 0
+                if row.wanted is not None:
+                    status, wished = _wished(Wish(row.wanted))
+                    events = (wished,)
+            self._records.change(connection, None, lease.job, values | _standing(status))
             for event in events:
                 self._tell(connection, row.project, lease.job, event)
             self._note(connection, row.project, lease.job, status)
@@ -330,8 +329,17 @@ def _held(row: Row[Any]) -> bool:
     return row.status in HELD and row.lease_until is not None
 
 
-def _end(status: Status) -> dict[str, Any]:
-    return {"status": status.value, "finished": time.time(), "estimated": None}
+def _wished(wish: Wish) -> tuple[Status, JobEvent]:
+    """What becomes of a job of which a user wants something, when its worker has let go of it."""
+    if wish is Wish.CANCEL:
+        return Status.CANCELLED, JobEvent(say("event-cancelled"))
+    return Status.PAUSED, JobEvent(say("event-paused"))
+
+
+def _standing(status: Status) -> dict[str, Any]:
+    """A status, and what goes with it."""
+    ended = {"finished": time.time(), "estimated": None} if status in ENDS else {}
+    return {"status": status.value, **ended}
 
 
 def _conflict(row: Row[Any]) -> ConflictError:

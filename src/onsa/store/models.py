@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, final
 
 from sqlalchemy import Connection, Row, select
@@ -24,6 +25,11 @@ class Served:
     base: str
     run: str
     folder: str
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is what its run came to, and not a checkpoint on the way."""
+        return PurePath(self.folder).name == self.run
 
 
 @final

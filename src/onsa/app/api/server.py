@@ -87,7 +87,7 @@ class _TooLargeError(Exception):
 
 
 class Numbered:
-    """Gives each response the id by which it stands in the log."""
+    """Gives each response an id of its own, which clients show with an error."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

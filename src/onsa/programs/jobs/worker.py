@@ -26,7 +26,7 @@ from onsa.store.atomic import publish
 from onsa.store.database import Database
 from onsa.store.files import RESULTS, Files
 from onsa.store.home import home
-from onsa.store.job import Job, JobEvent, Lease, Status, Wish, model_name
+from onsa.store.job import Job, JobEvent, Lease, Status, model_name
 from onsa.store.jobs import LEASE_S, Jobs
 from onsa.store.models import Models
 from onsa.store.process import this_process
@@ -51,10 +51,9 @@ class Work:
     lease: Lease
     leaving: threading.Event = field(default_factory=threading.Event)
 
-    def wish(self) -> Wish | None:
-        """What a user wants of the job now; to pause where the process has to leave."""
-        wanted = self.jobs.beat(self.lease, this_process())
-        return Wish.PAUSE if wanted is None and self.leaving.is_set() else wanted
+    def wanted(self) -> bool:
+        """Whether the job is to be put down now: a user wants something of it, or the process has to leave."""
+        return self.jobs.beat(self.lease, this_process()) is not None or self.leaving.is_set()
 
 
 def main(arguments: list[str]) -> int:
@@ -78,8 +77,7 @@ def validate(work: Work) -> None:
     with TemporaryDirectory(dir=home()) as folder:
         recipe = _recipe(work, Path(folder))
         build(prepare(recipe))
-    told = JobEvent(say("event-queued"))
-    work.jobs.end(work.lease, Status.PAUSED if work.wish() is Wish.PAUSE else Status.QUEUED, told)
+    work.jobs.end(work.lease, Status.QUEUED, JobEvent(say("event-queued")))
 
 
 def run(work: Work) -> None:
@@ -93,19 +91,14 @@ def run(work: Work) -> None:
     try:
         for event in steps:
             follow.heard(event)
-            wish = work.wish()
-            if follow.over or wish is not None:
+            if follow.over or work.wanted():
                 break
     finally:
         steps.close()  # type: ignore[attr-defined]  # a generator: closing it keeps the place
     if follow.over:
         follow.succeed()
-    elif wish is Wish.CANCEL:
-        work.jobs.end(work.lease, Status.CANCELLED, JobEvent(say("event-cancelled")))
-    elif work.leaving.is_set():
-        work.jobs.end(work.lease, Status.QUEUED, JobEvent(say("event-leaving")))
     else:
-        work.jobs.end(work.lease, Status.PAUSED, JobEvent(say("event-paused")))
+        work.jobs.end(work.lease, Status.QUEUED, *([JobEvent(say("event-leaving"))] if work.leaving.is_set() else []))
 
 
 @dataclass
@@ -230,6 +223,8 @@ def _base(work: Work, model: str) -> str:
     served = Models(work.database).find(work.job.project, model)
     if served is None:
         return model
+    if not served.whole:
+        raise DataError.of("job-of-checkpoint", key="model", value=model)
     whole = Path(served.folder) / WHOLE
     if not whole.is_dir():
         from onsa.programs.fold import fold
