@@ -38,6 +38,7 @@ class Played(Models):
         super().__init__("nowhere")
         self.words = ["Hel", "lo"]
         self.heard: list[Line] = []
+        self.breaks = False
 
     async def lines(self, asked: Line) -> AsyncIterator[Line]:
         self.heard.append(asked)
@@ -47,6 +48,8 @@ class Played(Models):
                 for word in self.words:
                     told = {"tokens": [_token(word)]} if asked["logprobs"] is not None else {}
                     yield {"i": number, "text": word, **told}
+                if self.breaks:
+                    yield {"i": number, "error": "the memory is too small"}
                 tokens = {"prompt_tokens": 3, "cached_tokens": 1, "completion_tokens": len(self.words)}
                 yield {"i": number, "done": "stop", **tokens}
 
@@ -268,6 +271,18 @@ def test_a_stream_ends_with_what_it_took(served: Served) -> None:
     assert chunks[-1].usage.total_tokens == 5 and chunks[-1].choices == []
     assert chunks[-2].choices[0].finish_reason == "stop"
     assert {chunk.id for chunk in chunks} == {chunks[0].id}
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_what_fails_on_the_way_is_told_as_the_end_of_a_stream(served: Served, chat: bool) -> None:
+    served.models.breaks = True
+    client = served.client()
+    given: Any = {"messages": HELLO} if chat else {"prompt": "hi"}
+    create: Any = client.chat.completions.create if chat else client.completions.create
+    with pytest.raises(openai.APIError, match="could not be finished"):
+        list(create(model=BASE, stream=True, **given))
+    with pytest.raises(openai.InternalServerError, match="could not be finished"):
+        create(model=BASE, **given)
 
 
 def test_log_probabilities_are_told(served: Served) -> None:

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
+from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from starlette.concurrency import run_in_threadpool
 
 from onsa.app.api.access import Service
-from onsa.app.api.errors import RefusedError
+from onsa.app.api.errors import BROKEN, RefusedError
 from onsa.models.catalog import catalog
 from onsa.spec.messages import say
 from onsa.store.key import Key
@@ -237,6 +238,20 @@ async def while_there(request: Request, work: Awaitable[Result]) -> Result:
     finally:
         if not task.done():
             task.cancel()
+
+
+def streamed(target: Target, parts: AsyncIterator[bytes]) -> StreamingResponse:
+    """Server-sent events; what fails on the way is told as the last of them."""
+
+    async def told() -> AsyncIterator[bytes]:
+        try:
+            async for part in parts:
+                yield part
+        except RefusedError as error:
+            yield event({"error": {"message": error.message, "type": BROKEN, "param": None, "code": None}})
+
+    headers = {**target.headers, "cache-control": "no-cache"}
+    return StreamingResponse(told(), media_type="text/event-stream", headers=headers)
 
 
 def event(data: Line | str) -> bytes:

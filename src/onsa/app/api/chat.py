@@ -9,12 +9,24 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from onsa.app.api.access import Asker, Serving
-from onsa.app.api.asking import Line, Models, Sampled, StreamOptions, Target, Usage, event, failed, meant, while_there
+from onsa.app.api.asking import (
+    Line,
+    Models,
+    Sampled,
+    StreamOptions,
+    Target,
+    Usage,
+    event,
+    failed,
+    meant,
+    streamed,
+    while_there,
+)
 from onsa.app.api.errors import RefusedError
 from onsa.app.api.tools import Tooling, tooling
 from onsa.app.api.values import Metadata
@@ -177,13 +189,9 @@ class Completion:
         for number in range(len(self.choices)):
             delta = {"role": "assistant", "content": "", "refusal": None}
             yield event(self.chunk([_choice(number, delta)]))
-        try:
-            async for line in lines:
-                for choice in self.take(line):
-                    yield event(self.chunk([choice]))
-        except RefusedError as error:
-            yield event({"error": {"message": error.message, "type": "server_error", "param": None, "code": None}})
-            return
+        async for line in lines:
+            for choice in self.take(line):
+                yield event(self.chunk([choice]))
         await keep()
         if self._counts:
             yield event(self.chunk([], self.usage.document()))
@@ -230,8 +238,7 @@ async def create_chat(request: Request, key: Asker, service: Serving, body: Chat
             await run_in_threadpool(service.completions.keep, key.project, *kept)
 
     if body.stream:
-        headers = {**target.headers, "cache-control": "no-cache"}
-        return StreamingResponse(completion.stream(lines, keep), media_type="text/event-stream", headers=headers)
+        return streamed(target, completion.stream(lines, keep))
 
     async def whole() -> Line:
         async for line in lines:

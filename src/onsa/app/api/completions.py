@@ -9,11 +9,23 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from onsa.app.api.access import Asker, Serving
-from onsa.app.api.asking import Line, Models, Sampled, StreamOptions, Target, Usage, event, failed, meant, while_there
+from onsa.app.api.asking import (
+    Line,
+    Models,
+    Sampled,
+    StreamOptions,
+    Target,
+    Usage,
+    event,
+    failed,
+    meant,
+    streamed,
+    while_there,
+)
 from onsa.app.api.errors import RefusedError
 from onsa.spec.messages import say
 
@@ -145,8 +157,7 @@ async def create_completion(request: Request, key: Asker, service: Serving, body
     streams = [await models.lines(body.asked(target, key.project, prompt)) for prompt in prompts]
     completion = Completion(target, body)
     if body.stream:
-        headers = {**target.headers, "cache-control": "no-cache"}
-        return StreamingResponse(_streamed(completion, streams), media_type="text/event-stream", headers=headers)
+        return streamed(target, _parts(completion, streams))
 
     async def whole() -> Line:
         chosen: list[Text] = []
@@ -163,15 +174,11 @@ async def create_completion(request: Request, key: Asker, service: Serving, body
     return JSONResponse(await while_there(request, whole()), headers=target.headers)
 
 
-async def _streamed(completion: Completion, streams: Sequence[AsyncIterator[Line]]) -> AsyncIterator[bytes]:
+async def _parts(completion: Completion, streams: Sequence[AsyncIterator[Line]]) -> AsyncIterator[bytes]:
     n, counts = completion.body.n or 1, completion.body.stream_options
-    try:
-        for place, lines in enumerate(streams):
-            async for line in lines:
-                yield event({**completion.head(), "choices": [completion.take(place * n + line["i"], line)]})
-    except RefusedError as error:
-        yield event({"error": {"message": error.message, "type": "server_error", "param": None, "code": None}})
-        return
+    for place, lines in enumerate(streams):
+        async for line in lines:
+            yield event({**completion.head(), "choices": [completion.take(place * n + line["i"], line)]})
     if counts and counts.include_usage:
         yield event({**completion.head(), "choices": [], "usage": completion.usage.document()})
     yield event("[DONE]")

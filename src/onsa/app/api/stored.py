@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict
 
 from onsa.app.api.access import Asker, Object, Serving
@@ -14,8 +14,6 @@ from onsa.store.completions import Kept
 from onsa.store.records import Page
 
 router = APIRouter()
-Order = Literal["asc", "desc"]
-Limit = Annotated[int, Query(ge=0, le=100)]
 
 
 class CompletionUpdate(BaseModel):
@@ -23,6 +21,17 @@ class CompletionUpdate(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     metadata: Metadata | None
+
+
+def _page(
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=0, le=100)] = 20,
+    order: Literal["asc", "desc"] = "asc",
+) -> Page:
+    return Page(after, limit, order)
+
+
+Paged = Annotated[Page, Depends(_page)]
 
 
 def _object(kept: Kept) -> Object:
@@ -34,11 +43,9 @@ def list_completions(
     request: Request,
     key: Asker,
     service: Serving,
-    after: str | None = None,
-    limit: Limit = 20,
-    order: Order = "asc",
+    page: Paged,
+    model: str | None = None,
 ) -> Object:
-    page, model = Page(after, limit, order), request.query_params.get("model")
     found, more = service.completions.page(key.project, page, model, metadata_wanted(request.query_params))
     return listed([_object(kept) for kept in found], more)
 
@@ -64,16 +71,15 @@ def completion_messages(
     key: Asker,
     service: Serving,
     completion_id: str,
-    after: str | None = None,
-    limit: Limit = 20,
-    order: Order = "asc",
+    page: Paged,
 ) -> Object:
     kept = service.completions.get(key.project, completion_id)
     messages = [_message(f"{kept.id}-{number}", message) for number, message in enumerate(kept.messages)]
-    messages = messages[::-1] if order == "desc" else messages
+    messages = messages[::-1] if page.order == "desc" else messages
     names = [message["id"] for message in messages]
-    begin = names.index(after) + 1 if after in names else 0
-    return listed(messages[begin : begin + limit], begin + limit < len(messages))
+    begin = names.index(page.after) + 1 if page.after in names else 0
+    end = begin + (page.limit or 0)
+    return listed(messages[begin:end], end < len(messages))
 
 
 def _message(name: str, message: dict[str, Any]) -> Object:
