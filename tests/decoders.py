@@ -22,8 +22,7 @@ from transformers import (
 from onsa.models.load import quiet
 from onsa.models.policy import Policy
 from onsa.serve.adapters import Adapter
-from onsa.serve.asks import Ask, Done, Event, Read, Said
-from onsa.serve.batching import Batcher, Ticket
+from onsa.serve.asks import Answers, Ask, Done, Event, Read, Said, Ticket
 from onsa.spec.recipe import parse_recipe
 
 VOCABULARY = 97
@@ -72,11 +71,11 @@ def policy(family: str = "llama", seed: int = 0) -> Policy:
     return Policy(network(family, seed), 0, torch.device("cpu"))
 
 
-def adapter(folder: Path, name: str, **lora: Any) -> Adapter:
-    """An adapter over :func:`network`, as a run keeps it, with numbers of its own."""
+def adapter(folder: Path, name: str, over: Any = None, **lora: Any) -> Adapter:
+    """An adapter over a network (:func:`network` if not given), as a run keeps it, with numbers of its own."""
     settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"], **lora}
     with quiet():
-        adapted = get_peft_model(network(), LoraConfig(task_type="CAUSAL_LM", **settings))
+        adapted = get_peft_model(over or network(), LoraConfig(task_type="CAUSAL_LM", **settings))
     torch.manual_seed(sum(name.encode()))
     for key, parameter in adapted.named_parameters():
         if "lora_" in key:
@@ -135,7 +134,7 @@ class Heard:
         return next(event for event in self.events if isinstance(event, Read))
 
 
-def send(batcher: Batcher, ask: Ask) -> Heard:
+def send(answers: Answers, ask: Ask) -> Heard:
     heard = Heard()
-    heard.ticket = batcher.submit(ask, heard)
+    heard.ticket = answers.submit(ask, heard)
     return heard

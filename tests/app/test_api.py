@@ -17,6 +17,7 @@ import uvicorn
 from openai import AzureOpenAI, OpenAI
 
 from onsa.app.api.asking import Line, Models
+from onsa.app.api.errors import RefusedError
 from onsa.app.api.server import application
 from onsa.store.aliases import Aliases
 from onsa.store.database import Database
@@ -31,6 +32,26 @@ HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
 FILE_BYTES = 100_000
 
 
+class Playing:
+    """An answer of the models' process, as it comes."""
+
+    def __init__(self, played: Played, asked: Line) -> None:
+        self.played, self.asked, self.left = played, asked, False
+
+    async def aiter_lines(self) -> AsyncIterator[str]:
+        for number in range(self.asked["n"]):
+            for word in self.played.words:
+                told = {"tokens": [_token(word)]} if self.asked["logprobs"] is not None else {}
+                yield json.dumps({"i": number, "text": word, **told})
+            if self.played.breaks:
+                yield json.dumps({"i": number, "error": "the memory is too small"})
+            tokens = {"prompt_tokens": 3, "cached_tokens": 1, "completion_tokens": len(self.played.words)}
+            yield json.dumps({"i": number, "done": "stop", **tokens})
+
+    async def aclose(self) -> None:
+        self.left = True
+
+
 class Played(Models):
     """Says what it is told to say, and remembers what it was asked."""
 
@@ -38,22 +59,15 @@ class Played(Models):
         super().__init__("nowhere")
         self.words = ["Hel", "lo"]
         self.heard: list[Line] = []
+        self.playing: list[Playing] = []
         self.breaks = False
 
-    async def lines(self, asked: Line) -> AsyncIterator[Line]:
+    async def _sent(self, path: str, asked: Line) -> Playing:
+        if asked.get("prompt") == "too long":
+            raise RefusedError(400, "too long", "prompt", "prompt-too-long")
         self.heard.append(asked)
-
-        async def said() -> AsyncIterator[Line]:
-            for number in range(asked["n"]):
-                for word in self.words:
-                    told = {"tokens": [_token(word)]} if asked["logprobs"] is not None else {}
-                    yield {"i": number, "text": word, **told}
-                if self.breaks:
-                    yield {"i": number, "error": "the memory is too small"}
-                tokens = {"prompt_tokens": 3, "cached_tokens": 1, "completion_tokens": len(self.words)}
-                yield {"i": number, "done": "stop", **tokens}
-
-        return said()
+        self.playing.append(Playing(self, asked))
+        return self.playing[-1]
 
 
 def _token(word: str) -> Line:
@@ -283,6 +297,16 @@ def test_what_fails_on_the_way_is_told_as_the_end_of_a_stream(served: Served, ch
         list(create(model=BASE, stream=True, **given))
     with pytest.raises(openai.InternalServerError, match="could not be finished"):
         create(model=BASE, **given)
+
+
+def test_no_prompt_is_answered_where_one_is_refused(served: Served) -> None:
+    client = served.client()
+    with pytest.raises(openai.BadRequestError, match="too long"):
+        client.completions.create(model=BASE, prompt=["one", "two", "too long"])
+    assert [one.left for one in served.models.playing] == [True, True]
+    said = client.completions.create(model=BASE, prompt=["one", "two"], n=2)
+    assert [choice.text for choice in said.choices] == ["Hello"] * 4
+    assert all(one.left for one in served.models.playing)
 
 
 def test_log_probabilities_are_told(served: Served) -> None:

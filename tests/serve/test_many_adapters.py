@@ -24,7 +24,8 @@ from onsa.models.load import quiet
 from onsa.programs.predict import conversation, predict
 from onsa.serve import adapters as several
 from onsa.serve.adapters import Adapter, Apart, Mixed, Question, obstacles, open_adapters, settings
-from onsa.serve.predictor import checked, load_run
+from onsa.serve.predictor import load_run
+from onsa.serve.prompter import checked
 from onsa.spec.errors import DataError
 from onsa.spec.recipe import parse_recipe
 from onsa.store.run import Run

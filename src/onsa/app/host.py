@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -23,12 +24,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from onsa.spec.errors import OnsaError
+from onsa.spec.errors import MachineError, OnsaError
+from onsa.spec.serving import Answering, Engine
 from onsa.store.process import orphaned
 
 if TYPE_CHECKING:
-    from onsa.serve.asks import Event, Read
-    from onsa.serve.batching import Ticket
+    from onsa.programs.answering import Begun
+    from onsa.serve.asks import Event, Read, Ticket
     from onsa.serve.speaking import Piece, Spoken, Voice
 
 Line = dict[str, Any]
@@ -125,10 +127,10 @@ def _token(token: Spoken) -> Line:
 class Host:
     """The models of this process."""
 
-    def __init__(self, answer_tokens: int | None) -> None:
-        """``answer_tokens``: of an answer whose request names no number; as many as there is room for if not given."""
-        self._answer_tokens = answer_tokens
+    def __init__(self, answering: Answering) -> None:
+        self._answering = answering
         self._residents: Any = None
+        self._opening = Lock()
         self._readers: Any = None
 
     async def answer(self, request: Request) -> Response:
@@ -179,6 +181,11 @@ class Host:
         states = {} if self._residents is None else self._residents.states()
         return JSONResponse({name: asdict(state) for name, state in states.items()})
 
+    def close(self) -> None:
+        """End what answers."""
+        if self._residents is not None:
+            self._residents.close()
+
     def _begun(self, asked: Line, loop: asyncio.AbstractEventLoop) -> Answer:
         """The answers to a request, which a batcher has taken.
 
@@ -188,23 +195,39 @@ class Host:
         """
         from onsa.programs.answering import begin
         from onsa.serve.asks import Busy
-        from onsa.serve.residents import Residents
 
-        if self._residents is None:
-            self._residents = Residents()
-        begun = begin(self._residents, {"most": self._answer_tokens, **_said(asked)})
-        pairs = zip(begun.voices, begun.asks, strict=True)
-        answer = Answer([Choice(voice, ask.prompt, begun.echo) for voice, ask in pairs])
+        most = self._answering.answer_tokens or None
         try:
-            for number, (choice, ask) in enumerate(zip(answer.choices, begun.asks, strict=True)):
-                choice.ticket = begun.submit(ask, _teller(loop, answer.news, number))
+            return _taken(begin(self._opened(), {"most": most, **_said(asked)}), loop)
         except Busy as busy:
-            answer.cancel()
             raise _BusyError(busy.retry_after_s) from None
-        except BaseException:  # some may have been taken already
-            answer.cancel()
-            raise
-        return answer
+
+    def _opened(self) -> Any:
+        from onsa.serve.residents import InProcess, Residents
+
+        with self._opening:
+            if self._residents is None:
+                networks = self._answering.networks
+                if self._answering.engine is Engine.VLLM:
+                    from onsa.serve.vllm import Vllm
+
+                    self._residents = Residents(Vllm(networks), networks)
+                else:
+                    self._residents = Residents(InProcess(), networks)
+        return self._residents
+
+
+def _taken(begun: Begun, loop: asyncio.AbstractEventLoop) -> Answer:
+    """The answers to a request, which a network has taken; either all of them or none."""
+    pairs = zip(begun.voices, begun.asks, strict=True)
+    answer = Answer([Choice(voice, ask.prompt, begun.echo) for voice, ask in pairs])
+    try:
+        for number, (choice, ask) in enumerate(zip(answer.choices, begun.asks, strict=True)):
+            choice.ticket = begun.submit(ask, _teller(loop, answer.news, number))
+    except BaseException:
+        answer.cancel()
+        raise
+    return answer
 
 
 class _BusyError(Exception):
@@ -231,7 +254,8 @@ async def _worked(request: Request, work: Callable[[Line], Line]) -> Response:
 
 def _refused(error: OnsaError) -> Response:
     problem = error.problems[0]
-    return JSONResponse({"message": f"{problem.what} {problem.fix}", "param": problem.key, "code": problem.code}, 400)
+    said = {"message": f"{problem.what} {problem.fix}", "param": problem.key, "code": problem.code}
+    return JSONResponse(said, 503 if isinstance(error, MachineError) else 400)
 
 
 def _said(asked: Line) -> Line:
@@ -239,9 +263,9 @@ def _said(asked: Line) -> Line:
 
 
 def main(arguments: list[str]) -> int:
-    """Answer at a socket, given by its path; then the tokens of an answer whose request names no number, or 0."""
+    """Answer at a socket, given by its path, as the JSON behind it says."""
     socket = Path(arguments[0])
-    host = Host(int(arguments[1]) or None)
+    host = Host(Answering(**json.loads(arguments[1])))
     asked = {"/answer": host.answer, "/embed": host.embed, "/classify": host.classify, "/grade": host.grade}
     routes = [*(Route(path, call, methods=["POST"]) for path, call in asked.items()), Route("/state", host.state)]
     with suppress(FileNotFoundError):
@@ -254,6 +278,7 @@ def main(arguments: list[str]) -> int:
 
     orphaned(end)
     server.run()
+    host.close()
     return 0
 
 

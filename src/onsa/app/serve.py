@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from onsa.app.options import Json
+from onsa.spec.serving import Answering, Engine
 from onsa.store.key import FIRST, Scope
 
 keys_app = typer.Typer(help="The keys with which the service is reached.", no_args_is_help=True)
@@ -22,16 +23,21 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8321,
     jobs: Annotated[int, typer.Option("--jobs", min=0, help="Jobs that are trained beside each other.")] = 1,
     answer_tokens: Annotated[int, typer.Option(min=0, help="Tokens of an answer where a request names no number.")] = 0,
+    engine: Annotated[Engine, typer.Option("--engine", help="What computes answers; vllm is for GPUs.")] = Engine.ONSA,
+    networks: Annotated[int, typer.Option("--networks", min=1, help="Networks in memory at once.")] = 3,
 ) -> None:
     """Serve OpenAI's API: files, fine-tuning jobs, and the models that answer. Ctrl-C ends it; jobs go on next time."""
     from onsa.app.console import err, out
     from onsa.app.service import Settings, first_key, run
+    from onsa.spec.extras import program
     from onsa.spec.messages import say
 
+    if engine is Engine.VLLM:
+        program("vllm", "--engine vllm")  # or a message, before anything starts
     secret = first_key()
     if secret is not None:
         out().print(say("serve-first-key", key=secret), soft_wrap=True)
-    raise typer.Exit(run(Settings(host, port, jobs, answer_tokens), err().print))
+    raise typer.Exit(run(Settings(host, port, jobs, Answering(engine, networks, answer_tokens)), err().print))
 
 
 @keys_app.command("create")

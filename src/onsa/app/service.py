@@ -7,6 +7,7 @@ is killed, those notice, and end as well.
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -14,11 +15,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 
 from onsa.spec.errors import MachineError
 from onsa.spec.messages import say
+from onsa.spec.serving import Answering
 from onsa.store.database import Database
 from onsa.store.key import Scope
 from onsa.store.keys import Keys
@@ -30,13 +32,12 @@ LEAVE_S = 40.0
 
 @dataclass(frozen=True)
 class Settings:
-    """Where to listen, how many jobs are trained beside each other, and the tokens of an answer whose request names no
-    number (0: as many as there is room for)."""
+    """Where to listen, how many jobs are trained beside each other, and how requests are answered."""
 
     host: str
     port: int
     jobs: int
-    answer_tokens: int
+    answering: Answering
 
 
 def first_key() -> str | None:
@@ -62,7 +63,7 @@ def run(settings: Settings, progress: Callable[[str], None]) -> int:
         host, port = bound.getsockname()[:2]
         commands = {
             "web": ["onsa.app.web", str(bound.fileno()), f"{folder}/models"],
-            "models": ["onsa.app.host", f"{folder}/models", str(settings.answer_tokens)],
+            "models": ["onsa.app.host", f"{folder}/models", json.dumps(asdict(settings.answering))],
             "supervisor": ["onsa.programs.jobs.supervisor", str(settings.jobs)],
         }
         began: dict[str, tuple[subprocess.Popen[bytes], float]] = {}

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from onsa.serve.asks import Ask, Tell
-from onsa.serve.batching import Ticket
-from onsa.serve.predictor import Predictor, checked
+from onsa.serve.asks import Ask, Tell, Ticket
+from onsa.serve.prompter import Prompter, checked
 from onsa.serve.readers import Readers
 from onsa.serve.residents import Resident, Residents, Target, base_recipe
 from onsa.serve.speaking import Voice
 from onsa.spec.errors import DataError
 from onsa.spec.recipe import parse_recipe
 from onsa.store.runs import Store
-from onsa.tasks.base import TokenTask
 
 MIDDLE = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")  # of bases that were taught to fill a gap
 
@@ -36,13 +34,14 @@ def begin(residents: Residents, asked: Mapping[str, Any]) -> Begun:
 
     Raises:
         OnsaError: no such model, or it cannot answer this.
+        Busy: there is no room for its network.
     """
-    resident, predictor, adapter = residents.open(_target(asked["target"]))
-    prompt = _prompt(predictor, asked)
-    room = resident.batcher.context - len(prompt)
+    resident, prompter, adapter = residents.open(_target(asked["target"]))
+    prompt = _prompt(prompter, asked)
+    room = resident.answers.context - len(prompt)
     if room < 1:
         key = "messages" if "messages" in asked else "prompt"
-        context = resident.batcher.context
+        context = resident.answers.context
         raise DataError.of("prompt-too-long", key=key, tokens=len(prompt), context=context)
     logprobs = asked.get("logprobs")
     most = room if asked.get("most") is None else asked["most"]
@@ -54,7 +53,7 @@ def begin(residents: Residents, asked: Mapping[str, Any]) -> Begun:
             temperature=asked["temperature"],
             top_p=asked["top_p"],
             seed=asked["seed"] + number,
-            stops=predictor.stops,
+            stops=prompter.stops,
             adapter=adapter,
             sender=asked["sender"],
             alternatives=logprobs or 0,
@@ -67,8 +66,8 @@ def begin(residents: Residents, asked: Mapping[str, Any]) -> Begun:
         for number in range(asked["n"])
     ]
     bytes_of = None if logprobs is None else resident.grammars.bytes_of
-    voices = [Voice(predictor.tokenizer, asked.get("stop", ()), bytes_of) for _ in asks]
-    echo = predictor.tokenizer.decode(prompt, skip_special_tokens=True) if asked.get("echo") else None
+    voices = [Voice(prompter.tokenizer, asked.get("stop", ()), bytes_of) for _ in asks]
+    echo = prompter.tokenizer.decode(prompt, skip_special_tokens=True) if asked.get("echo") else None
     return Begun(tuple(asks), echo, tuple(voices), _submitting(resident))
 
 
@@ -94,7 +93,7 @@ def classify(readers: Readers, asked: Mapping[str, Any]) -> dict[str, Any]:
 def _submitting(resident: Resident) -> Callable[[Ask, Tell], Ticket]:
     def submit(ask: Ask, tell: Tell) -> Ticket:
         try:
-            return resident.batcher.submit(ask, tell)
+            return resident.answers.submit(ask, tell)
         except ValueError as error:
             raise DataError.of("ask-refused", reason=str(error)) from None
 
@@ -110,18 +109,18 @@ def _target(said: Mapping[str, Any]) -> Target:
     return Target(said["name"], recipe, Path(said["folder"]))
 
 
-def _prompt(predictor: Predictor, asked: Mapping[str, Any]) -> Sequence[int]:
+def _prompt(prompter: Prompter, asked: Mapping[str, Any]) -> Sequence[int]:
     """The tokens that the answer goes on from.
 
     Raises:
         DataError: a conversation that cannot be answered, or that the model's template refuses.
     """
-    task, tokenizer = cast(TokenTask, predictor.task), predictor.tokenizer
+    task, tokenizer = prompter.task, prompter.tokenizer
     if "messages" in asked:
         values = task.from_messages(asked["messages"])
         if asked.get("tools") and "tools" in task.roles:
             values = {**values, "tools": asked["tools"]}
-        return predictor.prompts([checked(task, predictor.normalise, values, 1)])[0]
+        return prompter.prompts([checked(task, prompter.normalise, values, 1)])[0]
     prompt = asked["prompt"]
     if asked.get("suffix"):
         return _between(tokenizer, prompt, asked["suffix"])

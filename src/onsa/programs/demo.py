@@ -59,7 +59,8 @@ def rlhf_demo(progress: Callable[[str], None] | None = None) -> Rlhf:
     support = next(demo for demo in demos(progress) if demo.name == "support")
     path = home() / "demo" / "comparisons.jsonl"
     path.write_text("".join(json.dumps(pair) + "\n" for pair in constructed()), encoding="utf-8")
-    return Rlhf(model=support.recipe.model, data=support.recipe.data, preferences=Data(path=str(path)))
+    grader = {"train": {"early_stop": {"patience": 1}}}  # a few hundred comparisons are learnt in a few epochs
+    return Rlhf(model=support.recipe.model, data=support.recipe.data, preferences=Data(path=str(path)), reward=grader)
 
 
 def constructed(seed: int = 7) -> list[dict[str, str]]:

@@ -92,7 +92,7 @@ class Bench:
     def candidates(self, told: Sequence[int] = ()) -> Iterator[Candidate]:
         """Two answers to each prompt but those told of; a prompt to which only one answer comes is left out."""
         task, known = cast(TokenTask, self.predictor.task), set(told)
-        sampling = Sampling(self.predictor.max_new_tokens, self.temperature, self.top_p, self.predictor.stops)
+        sampling = Sampling(self.predictor.max_new_tokens, self.temperature, self.top_p, self.predictor.prompter.stops)
         for row in self.rows:
             text = task.inputs(row)
             key = unit(normal(text))

@@ -98,7 +98,7 @@ class ByWords(Asked):
     def letter(self, asked: str) -> tuple[float, str | None]:
         task, tokenizer = cast(TokenTask, self.predictor.task), self.predictor.tokenizer
         values = task.from_messages([{"role": "user", "content": asked}])
-        (prompt,) = self.predictor.prompts([Row(values, "", 0)])
+        (prompt,) = self.predictor.prompter.prompts([Row(values, "", 0)])
         examples = []
         for letter in LETTERS:
             token = tokenizer(letter, add_special_tokens=False)["input_ids"][0]

@@ -12,7 +12,8 @@ from onsa.data.table import Row, Table
 from onsa.models.heads import Head
 from onsa.programs.adapters import STACK, adapters, is_stack
 from onsa.serve.adapters import Adapter, Answering, Question, open_adapters
-from onsa.serve.predictor import Given, Predictor, load_run
+from onsa.serve.predictor import Predictor, load_run
+from onsa.serve.prompter import Given
 from onsa.spec.errors import DataError, StoreError, unknown
 from onsa.spec.recipe import Recipe, parse_recipe
 from onsa.spec.sections import Data

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from onsa.programs.judge import open_judge, open_scorer
 from onsa.programs.predict import load, open_run
 from onsa.programs.prepare import Prepared
 from onsa.rewards.base import Grader, Reward, Sample
-from onsa.serve.predictor import said, stops
+from onsa.serve.prompter import said, stops
 from onsa.sources.base import Feed
 from onsa.sources.rollouts import Rollouts
 from onsa.spec.errors import OnsaError, Problem, StoreError, TrainingError
@@ -144,9 +144,9 @@ def examiner(prepared: Prepared, side: str, graders: Graders | None) -> Examiner
     )
 
 
-def _sampling(prepared: Prepared, network: object) -> Sampling:
+def _sampling(prepared: Prepared, network: Any) -> Sampling:
     source, task = cast(Rollouts, prepared.source), cast(TokenTask, prepared.task)
-    ends = stops(network, task, prepared.tokenizer)
+    ends = stops(network.generation_config, task, prepared.tokenizer)
     return Sampling(source.max_new_tokens, source.temperature, source.top_p, ends)
 
 

@@ -24,7 +24,8 @@ from onsa.models.fetch import locate
 from onsa.models.heads import Head
 from onsa.models.load import load, load_tokenizer, quiet, tokenizer_hash
 from onsa.models.policy import Policy
-from onsa.serve.predictor import BATCH_ROWS, MODEL, Given, Predictor, checked, deployed, load_run, predictor
+from onsa.serve.predictor import BATCH_ROWS, MODEL, Predictor, deployed, load_run, predictor
+from onsa.serve.prompter import Given, checked
 from onsa.spec.recipe import Recipe
 from onsa.tasks.base import Task
 
@@ -145,15 +146,17 @@ class Mixed(Answering):
         alike: dict[tuple[int, tuple[int, ...]], list[int]] = {}
         for place, question in enumerate(questions):
             one = self._predictors[question.adapter]
-            alike.setdefault((one.max_new_tokens, one.stops), []).append(place)
+            alike.setdefault((one.max_new_tokens, one.prompter.stops), []).append(place)
         answers: dict[int, Answer] = {}
         for (most, stops), places in alike.items():
             part = [questions[place] for place in places]
             asked = [self._predictors[question.adapter] for question in part]
-            prompts = [one.prompts([cast(Any, question.given)])[0] for one, question in zip(asked, part, strict=True)]
+            prompts = [
+                one.prompter.prompts([cast(Any, question.given)])[0] for one, question in zip(asked, part, strict=True)
+            ]
             found = self._for(part).generate(prompts, most, stops)
             for place, one, tokens in zip(places, asked, found, strict=True):
-                answers[place] = {"text": one.said(tokens)}
+                answers[place] = {"text": one.prompter.said(tokens)}
         return [answers[place] for place in range(len(questions))]
 
     def _for(self, questions: Sequence[Question]) -> Policy:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,9 @@ Top = tuple[tuple[int, float], ...]  # the likeliest tokens with their log-proba
 
 
 class Allowed(Protocol):
-    """What may be said next, by a grammar or a schema. Asked only by the thread that answers."""
+    """What may be said next, by a JSON schema. Asked only by the thread that answers."""
+
+    schema: Mapping[str, Any]
 
     def mask(self) -> NDArray[np.bool_] | NDArray[np.uint8]:
         """Which tokens may be next: a truth value each, or packed, eight to a byte, the first the lowest bit.
@@ -130,3 +132,76 @@ class Busy(Exception):  # noqa: N818
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(f"Too many requests wait; try again in {retry_after_s:.0f} s.")
         self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True)
+class State:
+    """How a network's requests stand now.
+
+    running, waiting: requests.
+    tokens: that were said since it was opened.
+    prefix_hits: requests of which keys and values were still there, of ``prefix_tokens`` tokens in all.
+    prefix_bytes: what prefixes take now; ``slots_tokens`` is how long rows may become now without more memory.
+    given_up: rows that made room for others, and were read anew later.
+    adapters: that are loaded, the least recently used first.
+    """
+
+    running: int
+    waiting: int
+    tokens: int
+    prefix_hits: int
+    prefix_tokens: int
+    prefix_bytes: int
+    slots_tokens: int
+    given_up: int
+    adapters: tuple[str, ...]
+
+
+class Ticket(Protocol):
+    """A request that was taken."""
+
+    def cancel(self) -> None:
+        """Let the answer end before its next token; from any thread, at any time. What is over stays as it was."""
+
+
+class Answers(Protocol):
+    """A network that answers many requests at once."""
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a prompt and its answer together."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it answers."""
+
+    def submit(self, ask: Ask, tell: Tell) -> Ticket:
+        """Let a request wait for its answer.
+
+        Args:
+            tell: called for each event, the last of which is :class:`Done`, from a thread of its own that all requests
+                share, so it has to be brief.
+
+        Raises:
+            Busy: too many wait.
+            ValueError: this network cannot be asked so.
+        """
+
+    def state(self) -> State:
+        """How it stands; from any thread."""
+
+    def close(self) -> None:
+        """Cancel what runs and waits, and end."""
+
+
+def check(ask: Ask, context: int, vocabulary: int) -> None:
+    """Whether a network that knows ``vocabulary`` tokens, and looks at ``context`` of them, can be asked so.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if len(ask.prompt) + min(ask.most, 1) > context:
+        raise ValueError(f"prompt: {len(ask.prompt)} tokens; with an answer {context} are the most.")
+    strange = [token for token in (*ask.prompt, *ask.logit_bias) if not 0 <= token < vocabulary]
+    if strange:
+        raise ValueError(f"token {strange[0]}: the vocabulary has {vocabulary}.")

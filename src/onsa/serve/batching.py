@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
@@ -18,35 +17,12 @@ from onsa.models.load import first_line
 from onsa.models.policy import Policy
 from onsa.models.products import resting
 from onsa.serve.adapters import Adapter
-from onsa.serve.asks import Ask, Busy, Tell
+from onsa.serve.asks import Ask, Busy, State, Tell, check
 from onsa.serve.running import Limits, Row, Running
 from onsa.serve.scheduling import FairQueue
 
 SMOOTHING = 0.2  # the share of the last answer in the mean time of an answer
 RETRY_S = (1.0, 60.0)  # the soonest and the latest that is advised
-
-
-@dataclass(frozen=True)
-class State:
-    """How a batcher stands now.
-
-    running, waiting: requests.
-    tokens: that were said since it was opened.
-    prefix_hits: requests of which keys and values were still there, of ``prefix_tokens`` tokens in all.
-    prefix_bytes: what prefixes take now; ``slots_tokens`` is how long rows may become now without more memory.
-    given_up: rows that made room for others, and were read anew later.
-    adapters: that are loaded, the least recently used first.
-    """
-
-    running: int
-    waiting: int
-    tokens: int
-    prefix_hits: int
-    prefix_tokens: int
-    prefix_bytes: int
-    slots_tokens: int
-    given_up: int
-    adapters: tuple[str, ...]
 
 
 class Ticket:
@@ -94,6 +70,11 @@ class Batcher:
         """The most tokens of a prompt and its answer together."""
         return self._running.context
 
+    @property
+    def alive(self) -> bool:
+        """Whether it answers."""
+        return not self._closed
+
     def submit(self, ask: Ask, tell: Tell) -> Ticket:
         """Let a request wait for its answer.
 
@@ -106,7 +87,9 @@ class Batcher:
             ValueError: this network cannot be asked so.
             RuntimeError: the batcher is closed.
         """
-        self._check(ask)
+        check(ask, self.context, self._running.vocabulary)
+        if ask.adapter is not None and not self._adapters:
+            raise ValueError(f"adapter {ask.adapter}: this network has none.")
         row = Row(ask, tell, min(ask.most, self.context - len(ask.prompt)))
         with self._news:
             if self._closed:
@@ -116,16 +99,6 @@ class Batcher:
             self._waiting.put(ask.sender, row)
             self._news.notify()
         return Ticket(row, self._news)
-
-    def _check(self, ask: Ask) -> None:
-        known = self._running.vocabulary
-        if len(ask.prompt) + min(ask.most, 1) > self.context:
-            raise ValueError(f"prompt: {len(ask.prompt)} tokens; with an answer {self.context} are the most.")
-        strange = [token for token in (*ask.prompt, *ask.logit_bias) if not 0 <= token < known]
-        if strange:
-            raise ValueError(f"token {strange[0]}: the vocabulary has {known}.")
-        if ask.adapter is not None and not self._adapters:
-            raise ValueError(f"adapter {ask.adapter}: this network has none.")
 
     def _retry_after_s(self) -> float:
         """When as many will have been answered as rows are answered at once."""

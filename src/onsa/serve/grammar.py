@@ -38,7 +38,7 @@ class Grammars:
         if matcher.is_error():
             reason = matcher.get_error().splitlines()[0]
             raise DataError.of("schema-unusable", key="response_format", reason=reason)
-        return Limit(matcher)
+        return Limit(matcher, schema)
 
     def bytes_of(self, token: int) -> bytes:
         """What a token stands for; parts of letters among them. Special tokens stand for nothing."""
@@ -48,8 +48,8 @@ class Grammars:
 class Limit:
     """What may be said next, packed, and what was said."""
 
-    def __init__(self, matcher: Any) -> None:
-        self._matcher = matcher
+    def __init__(self, matcher: Any, schema: Mapping[str, Any]) -> None:
+        self._matcher, self.schema = matcher, schema
 
     def mask(self) -> NDArray[np.uint8]:
         return np.frombuffer(self._matcher.compute_bitmask(), np.uint8)

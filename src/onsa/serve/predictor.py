@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 
 from onsa.adaptations.base import Adaptation
-from onsa.data.dataset import nfkc
 from onsa.data.table import Row
 from onsa.engine.sessions.base import Engine
 from onsa.models.batch import Example, collate
@@ -19,14 +19,13 @@ from onsa.models.heads import Head
 from onsa.models.load import hold_in, load
 from onsa.models.policy import Policy
 from onsa.models.sampling import Sampling, sample
-from onsa.spec.errors import DataError, Problem, StoreError
-from onsa.spec.messages import say
+from onsa.serve.prompter import Given, Prompter, as_row, checked, stops
+from onsa.spec.errors import StoreError
 from onsa.spec.recipe import Recipe
 from onsa.tasks.base import Task, TokenTask
 
 BATCH_ROWS = 32
 MODEL = "model"
-Given = str | dict[str, Any] | Row
 
 
 @dataclass(frozen=True)
@@ -67,35 +66,25 @@ class Predictor:
 
     def answers(self, rows: Sequence[Row]) -> list[str]:
         """Greedy answers of a language task to some rows."""
-        found = self.policy.generate(self.prompts(rows), self.max_new_tokens, self.stops)
-        return [self.said(tokens) for tokens in found]
+        asked = self.prompter
+        return [asked.said(one) for one in self.policy.generate(asked.prompts(rows), self.max_new_tokens, asked.stops)]
 
     def drawn(self, rows: Sequence[Row], seeds: Sequence[Sequence[int]], sampling: Sampling) -> list[list[str]]:
         """Answers that are drawn: to each row as many as it has seeds."""
-        found = sample(self.policy, self.prompts(rows), seeds, sampling)
-        return [[self.said(answer.tokens) for answer in answers] for answers in found]
+        found = sample(self.policy, self.prompter.prompts(rows), seeds, sampling)
+        return [[self.prompter.said(answer.tokens) for answer in answers] for answers in found]
 
     def chat(self, messages: Sequence[dict[str, str]]) -> str:
         """The assistant's next turn in a conversation."""
         values = cast(TokenTask, self.task).from_messages(messages)
         return self.answers([as_row(self.task, self.normalise, values)])[0]
 
-    @property
-    def stops(self) -> tuple[int, ...]:
-        """The tokens with which an answer ends."""
-        return stops(self.policy.network, cast(TokenTask, self.task), self.tokenizer)
-
-    def prompts(self, rows: Sequence[Row]) -> list[list[int]]:
-        """The tokens that answers to some rows are generated from."""
-        task, tokenizer = cast(TokenTask, self.task), self.tokenizer
-        # A text that is only begun has no tokens: bases without a token for the beginning use that for the end.
-        starts = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        start = [token for token in starts if token is not None][:1]
-        return [(task.prompt(row, tokenizer) or start)[-self.max_length :] for row in rows]
-
-    def said(self, tokens: Sequence[int]) -> str:
-        """Generated tokens as text."""
-        return said(self.tokenizer, tokens)
+    @cached_property
+    def prompter(self) -> Prompter:
+        """How a language task is asked."""
+        task = cast(TokenTask, self.task)
+        ends = stops(self.policy.network.generation_config, task, self.tokenizer)
+        return Prompter(task, self.tokenizer, self.max_length, ends, self.normalise)
 
     def asked(self, row: Row) -> Example:
         """A row as it is put to a row head."""
@@ -107,40 +96,6 @@ class Predictor:
         self.policy.network.eval()
         parts = [examples[start : start + BATCH_ROWS] for start in range(0, len(examples), BATCH_ROWS)]
         return [one for part in parts for one in self.task.described(self.policy.classes(collate(part)), part)]
-
-
-def stops(network: Any, task: TokenTask, tokenizer: Any) -> tuple[int, ...]:
-    """The tokens with which a network's answers end."""
-    ends = network.generation_config.eos_token_id  # a number, a list of them, or nothing
-    more = ends if isinstance(ends, list) else [] if ends is None else [ends]
-    return tuple(sorted(task.stop_ids(tokenizer).union(more)))
-
-
-def said(tokenizer: Any, tokens: Sequence[int]) -> str:
-    """Generated tokens as text."""
-    return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
-
-
-def as_row(task: Task, normalise: str, given: Given) -> Row:
-    """A row as in training."""
-    values = task.from_text(given) if isinstance(given, str) else given
-    row = values if isinstance(values, Row) else Row(values, "", 0)
-    return replace(row, values=nfkc(row.values)) if normalise == "nfkc" else row
-
-
-def checked(task: Task, normalise: str, given: Given, number: int) -> Row:
-    """A row that can be answered.
-
-    Raises:
-        DataError: it cannot; it is named by its number.
-    """
-    row = as_row(task, normalise, given)
-    fault = task.unanswerable(row)
-    if fault:
-        code, named = fault
-        words = {"row": number, "reason": say(code, **named), "remedy": say(f"{code}.fix", **named)}
-        raise DataError(Problem("row-unanswerable", words, row.file or None, row.line or None))
-    return row
 
 
 def load_run(folder: Path, recipe: Recipe, tuned: bool = True) -> Predictor:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, Protocol, cast
 
 from onsa.adaptations.base import Adaptation
 from onsa.engine.sessions.local import Local
@@ -21,16 +21,17 @@ from onsa.models.heads import Head
 from onsa.models.load import load
 from onsa.models.precision import has_fast_bf16
 from onsa.serve.adapters import Adapter
-from onsa.serve.batching import Batcher, State
+from onsa.serve.asks import Answers, Busy, State
+from onsa.serve.batching import Batcher
 from onsa.serve.grammar import Grammars
-from onsa.serve.predictor import Predictor, deployed, load_run, predictor
+from onsa.serve.predictor import deployed, load_run
+from onsa.serve.prompter import Prompter, stops
 from onsa.serve.stacked import check
 from onsa.spec.errors import ModelError
 from onsa.spec.recipe import Recipe, parse_recipe
 from onsa.tasks.base import Task, TokenTask
 from onsa.tasks.chat import Chat
 
-MOST = 3  # networks in memory
 REST_S = 10.0  # after it was asked, before a network may go
 
 
@@ -45,53 +46,78 @@ class Target:
 
 @dataclass
 class Resident:
-    """A network in memory. told: how a target's texts become tokens, by its name; used: when it was asked last."""
+    """A network in memory.
 
-    batcher: Batcher
-    plain: Predictor
+    generation: its ``GenerationConfig``.
+    check: raises ValueError for an adapter that cannot answer over it.
+    adapters: that answer over it, by their names.
+    told: how a target is asked, by its name.
+    used: when it was asked last.
+    """
+
+    answers: Answers
+    tokenizer: Any
+    generation: Any
     grammars: Grammars
-    told: dict[str, Predictor] = field(default_factory=dict)
-    adapters: dict[str, Adapter] = field(default_factory=dict)
+    check: Callable[[Adapter], None]
+    adapters: dict[str, Adapter]
+    told: dict[str, Prompter] = field(default_factory=dict)
     used: float = 0.0
 
     @property
     def idle(self) -> bool:
         """Whether nobody asks it, nor is about to."""
-        state = self.batcher.state()
+        state = self.answers.state()
         return not (state.running or state.waiting) and time.monotonic() - self.used > REST_S
 
-    def answering(self, target: Target) -> Predictor:
-        """How a target's texts become tokens: by its own task, over this network."""
+    def asked(self, target: Target) -> Prompter:
+        """How a target is asked: by its own task, over this network."""
         if target.name not in self.told:
-            task, plain = cast(TokenTask, target.recipe.task), self.plain
-            settings = (self.batcher.context, 0, target.recipe.data.normalise)
-            self.told[target.name] = Predictor(task, plain.policy, plain.tokenizer, *settings)
+            task, normalise = cast(TokenTask, target.recipe.task), target.recipe.data.normalise
+            ends = stops(self.generation, task, self.tokenizer)
+            self.told[target.name] = Prompter(task, self.tokenizer, self.answers.context, ends, normalise)
         return self.told[target.name]
 
     def stacks(self, adapter: Adapter) -> bool:
         """Whether an adapter answers over this network, beside others; one that does is known from now on."""
         if adapter.name not in self.adapters:
             try:
-                check(adapter, self.plain.policy.network)
+                self.check(adapter)
             except ValueError:
                 return False
             self.adapters[adapter.name] = adapter
         return True
 
 
-class Residents:
-    """The networks in memory. Threads may share it."""
+class Engine(Protocol):
+    """What opens networks."""
 
-    def __init__(self) -> None:
+    def base(self, recipe: Recipe) -> Resident:
+        """A base, over which adapters answer."""
+
+    def alone(self, folder: Path, recipe: Recipe) -> Resident:
+        """A model that shares its network with nobody."""
+
+
+class Residents:
+    """The networks in memory. Threads may share it.
+
+    Args:
+        most: networks at once.
+    """
+
+    def __init__(self, engine: Engine, most: int) -> None:
+        self._engine, self._most = engine, most
         self._residents: dict[str, Resident] = {}
         self._lock = threading.Lock()
         self._loading: dict[str, threading.Lock] = {}
 
-    def open(self, target: Target) -> tuple[Resident, Predictor, str | None]:
+    def open(self, target: Target) -> tuple[Resident, Prompter, str | None]:
         """The network that answers for a target, how it is asked, and the adapter's name in it.
 
         Raises:
             ModelError: the target is no model that says tokens, or cannot be loaded.
+            Busy: there is no room for its network, since the others are asked.
         """
         recipe, folder = target.recipe, target.folder
         task = cast(Task, recipe.task)
@@ -100,23 +126,24 @@ class Residents:
         if folder is None or cast(Adaptation, recipe.adaptation).adapter:
             model = recipe.model
             key = f"{model.name}@{model.revision}/{model.quantize} {recipe.train.precision}"
-            resident = self._resident(key, partial(_base, recipe))
+            base = recipe.model_copy(update={"task": Chat()})  # as it answers by itself
+            resident = self._resident(key, partial(self._engine.base, base))
             adapter = None if folder is None else Adapter(str(folder), (folder,), recipe)
             if adapter is None or resident.stacks(adapter):
-                return resident, resident.answering(target), adapter.name if adapter else None
-        resident = self._resident(str(folder), partial(_alone, cast(Path, folder), recipe))
-        return resident, resident.answering(target), None
+                return resident, resident.asked(target), adapter.name if adapter else None
+        resident = self._resident(str(folder), partial(self._engine.alone, cast(Path, folder), recipe))
+        return resident, resident.asked(target), None
 
     def states(self) -> Mapping[str, State]:
         """How each network's batcher stands."""
         with self._lock:
-            return {key: resident.batcher.state() for key, resident in self._residents.items()}
+            return {key: resident.answers.state() for key, resident in self._residents.items()}
 
     def close(self) -> None:
         """End all."""
         with self._lock:
             for resident in self._residents.values():
-                resident.batcher.close()
+                resident.answers.close()
             self._residents.clear()
 
     def _resident(self, key: str, load: Callable[[], Resident]) -> Resident:
@@ -124,20 +151,31 @@ class Residents:
             loading = self._loading.setdefault(key, threading.Lock())
         with loading:  # one loads; the others wait for it, and not for those who ask another network
             resident = self._residents.get(key)
-            if resident is None:
-                self._make_room()
+            if resident is None or not resident.answers.alive:
+                self._make_room(key)
                 resident = load()
                 with self._lock:
                     self._residents[key] = resident
             resident.used = time.monotonic()
         return resident
 
-    def _make_room(self) -> None:
+    def _make_room(self, key: str) -> None:
+        """Let networks go, so that there is room for another.
+
+        Raises:
+            Busy: all are asked.
+        """
         with self._lock:
-            idle = [key for key, resident in self._residents.items() if resident.idle]
-            idle.sort(key=lambda key: self._residents[key].used)
-            for key in idle[: max(0, len(self._residents) - MOST + 1)]:
-                self._residents.pop(key).batcher.close()
+            gone = [resident for name, resident in self._residents.items() if name == key]  # it has ended by itself
+            self._residents.pop(key, None)
+            idle = [name for name, resident in self._residents.items() if resident.idle]
+            idle.sort(key=lambda name: self._residents[name].used)
+            over = len(self._residents) - self._most + 1
+            if len(idle) < over:
+                raise Busy(REST_S)
+            gone += [self._residents.pop(name) for name in idle[: max(0, over)]]
+        for resident in gone:
+            resident.answers.close()
 
 
 def base_recipe(name: str) -> Recipe:
@@ -148,18 +186,38 @@ def base_recipe(name: str) -> Recipe:
     )
 
 
-def _base(recipe: Recipe) -> Resident:
-    """A base, over which adapters can be stacked."""
-    start = locate(recipe.model)
-    loaded = load(start.folder, recipe.model, Head.TOKENS, (), None, recipe.seed)
-    policy = deployed(loaded.network, loaded.tokenizer, recipe)
-    plain = predictor(policy, loaded.tokenizer, start.context, recipe.model_copy(update={"task": Chat()}))
-    adapters: dict[str, Adapter] = {}
-    batcher = Batcher(policy, find=adapters.__getitem__)
-    return Resident(batcher, plain, Grammars(loaded.tokenizer, plain.stops), adapters=adapters)
+def resident(
+    answers: Answers,
+    tokenizer: Any,
+    generation: Any,
+    recipe: Recipe,
+    check: Callable[[Adapter], None],
+    adapters: dict[str, Adapter],
+) -> Resident:
+    """A network that was opened for a recipe."""
+    grammars = Grammars(tokenizer, stops(generation, cast(TokenTask, recipe.task), tokenizer))
+    return Resident(answers, tokenizer, generation, grammars, check, adapters)
 
 
-def _alone(folder: Path, recipe: Recipe) -> Resident:
-    """A model that shares its network with nobody."""
-    plain = load_run(folder, recipe)
-    return Resident(Batcher(plain.policy), plain, Grammars(plain.tokenizer, plain.stops))
+class InProcess:
+    """Opens networks in this process."""
+
+    def base(self, recipe: Recipe) -> Resident:
+        """A base, over which adapters are stacked."""
+        start = locate(recipe.model)
+        loaded = load(start.folder, recipe.model, Head.TOKENS, (), None, recipe.seed)
+        policy = deployed(loaded.network, loaded.tokenizer, recipe)
+        adapters: dict[str, Adapter] = {}
+        batcher = Batcher(policy, find=adapters.__getitem__)
+        stacks = partial(check, network=policy.network)
+        return resident(batcher, loaded.tokenizer, policy.network.generation_config, recipe, stacks, adapters)
+
+    def alone(self, folder: Path, recipe: Recipe) -> Resident:
+        """A model that shares its network with nobody."""
+        plain = load_run(folder, recipe)
+        generation = plain.policy.network.generation_config
+        return resident(Batcher(plain.policy), plain.tokenizer, generation, recipe, _none, {})
+
+
+def _none(adapter: Adapter) -> None:
+    raise ValueError(f"{adapter.name} is over another network.")

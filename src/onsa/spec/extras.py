@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
+import sys
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 from onsa.spec.errors import MachineError
@@ -23,6 +27,22 @@ def require(module: str, extra: str, key: str) -> ModuleType:
         return import_module(module)
     except ImportError:
         raise MachineError.of("extra-missing", module=module, extra=extra, key=key) from None
+
+
+def program(name: str, option: str) -> str:
+    """The path of a program that an extra brings: beside Python, or where the shell finds it.
+
+    Args:
+        option: what needs it.
+
+    Raises:
+        MachineError: there is none.
+    """
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which(name)
+    if found is None:
+        raise MachineError.of("program-missing", name=name, option=option)
+    return found
 
 
 def hush(module: str) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -122,13 +122,20 @@ class Models:
         self._socket = socket
         self._client: Any = None
 
-    async def lines(self, asked: Line) -> AsyncIterator[Line]:
-        """Hand on what is asked; its lines, as they come, once it is sure that it will be answered.
+    async def lines(self, asked: Sequence[Line]) -> Lines:
+        """Hand on what is asked; the lines, as they come, once it is sure that all will be answered.
 
         Raises:
-            RefusedError: it is not.
+            RefusedError: one is not; the others are not answered, then.
         """
-        return _read(await self._sent("/answer", asked))
+        taken: list[Any] = []
+        try:
+            for one in asked:
+                taken.append(await self._sent("/answer", one))
+        except BaseException:
+            await _leave(taken)
+            raise
+        return Lines(taken)
 
     async def say(self, path: str, asked: Line) -> Line:
         """What comes back at once.
@@ -169,11 +176,24 @@ class Models:
             return {}
 
 
-async def _read(response: Any) -> AsyncIterator[Line]:
-    try:
-        async for line in response.aiter_lines():
-            yield json.loads(line)
-    finally:
+@dataclass(frozen=True)
+class Lines:
+    """The answers to what was asked, behind each other: lines, each with the number of what it answers. None of them is
+    given any further once nobody hears."""
+
+    responses: Sequence[Any]
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Line]]:
+        try:
+            for number, response in enumerate(self.responses):
+                async for line in response.aiter_lines():
+                    yield number, json.loads(line)
+        finally:
+            await _leave(self.responses)
+
+
+async def _leave(responses: Sequence[Any]) -> None:
+    for response in responses:
         await response.aclose()
 
 
@@ -183,8 +203,8 @@ def _refused(response: Any) -> RefusedError:
         wait_ms = round(1000 * said["retry_after_s"])
         headers = {"retry-after-ms": str(wait_ms), "retry-after": str(-(-wait_ms // 1000))}
         return RefusedError(429, say("api-busy"), code="rate_limit_exceeded", headers=headers)
-    if response.status_code == 400:
-        return RefusedError(400, said["message"], said["param"], said["code"])
+    if response.status_code in (400, 503) and said:
+        return RefusedError(response.status_code, said["message"], said["param"], said["code"])
     return RefusedError(500, say("api-broken"))
 
 

@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from onsa.app.api.access import Asker, Serving
 from onsa.app.api.asking import (
     Line,
+    Lines,
     Models,
     Sampled,
     StreamOptions,
@@ -184,12 +185,12 @@ class Completion:
         more = {"usage": usage} if self._counts else {}
         return {**self._head("chat.completion.chunk"), "choices": choices, **more}
 
-    async def stream(self, lines: AsyncIterator[Line], keep: Callable[[], Awaitable[None]]) -> AsyncIterator[bytes]:
+    async def stream(self, lines: Lines, keep: Callable[[], Awaitable[None]]) -> AsyncIterator[bytes]:
         """The parts as server-sent events, the last one with what it took; ``keep`` is called at the end."""
         for number in range(len(self.choices)):
             delta = {"role": "assistant", "content": "", "refusal": None}
             yield event(self.chunk([_choice(number, delta)]))
-        async for line in lines:
+        async for _, line in lines:
             for choice in self.take(line):
                 yield event(self.chunk([choice]))
         await keep()
@@ -229,7 +230,7 @@ async def create_chat(request: Request, key: Asker, service: Serving, body: Chat
     models: Models = request.app.state.models
     target = await meant(service, key, body.model, body.user or body.safety_identifier)
     tools = tooling(body.tools, body.tool_choice, body.functions, body.function_call)
-    lines = await models.lines(body.asked(target, key.project, tools))
+    lines = await models.lines([body.asked(target, key.project, tools)])
     completion = Completion(target, body, tools)
 
     async def keep() -> None:
@@ -241,7 +242,7 @@ async def create_chat(request: Request, key: Asker, service: Serving, body: Chat
         return streamed(target, completion.stream(lines, keep))
 
     async def whole() -> Line:
-        async for line in lines:
+        async for _, line in lines:
             completion.take(line)
         await keep()
         return completion.document()

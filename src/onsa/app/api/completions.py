@@ -15,6 +15,7 @@ from pydantic import Field
 from onsa.app.api.access import Asker, Serving
 from onsa.app.api.asking import (
     Line,
+    Lines,
     Models,
     Sampled,
     StreamOptions,
@@ -154,17 +155,17 @@ async def create_completion(request: Request, key: Asker, service: Serving, body
         raise RefusedError(400, say("api-many-prompts", most=MOST_PROMPTS), "prompt", "invalid_value")
     if body.stream and (body.best_of or 0) > (body.n or 1):
         raise RefusedError(400, say("api-best-of-stream"), "best_of", "invalid_value")
-    streams = [await models.lines(body.asked(target, key.project, prompt)) for prompt in prompts]
+    lines = await models.lines([body.asked(target, key.project, prompt) for prompt in prompts])
     completion = Completion(target, body)
     if body.stream:
-        return streamed(target, _parts(completion, streams))
+        return streamed(target, _parts(completion, lines))
 
     async def whole() -> Line:
         chosen: list[Text] = []
         drawn = completion.drawn
-        for place, lines in enumerate(streams):
-            async for line in lines:
-                completion.take(place * drawn + line["i"], line)
+        async for place, line in lines:
+            completion.take(place * drawn + line["i"], line)
+        for place in range(len(prompts)):
             found = [completion.texts[place * drawn + number] for number in range(drawn)]
             if drawn > (body.n or 1):
                 found = sorted(found, key=Text.likelihood, reverse=True)[: body.n or 1]
@@ -174,11 +175,10 @@ async def create_completion(request: Request, key: Asker, service: Serving, body
     return JSONResponse(await while_there(request, whole()), headers=target.headers)
 
 
-async def _parts(completion: Completion, streams: Sequence[AsyncIterator[Line]]) -> AsyncIterator[bytes]:
+async def _parts(completion: Completion, lines: Lines) -> AsyncIterator[bytes]:
     n, counts = completion.body.n or 1, completion.body.stream_options
-    for place, lines in enumerate(streams):
-        async for line in lines:
-            yield event({**completion.head(), "choices": [completion.take(place * n + line["i"], line)]})
+    async for place, line in lines:
+        yield event({**completion.head(), "choices": [completion.take(place * n + line["i"], line)]})
     if counts and counts.include_usage:
         yield event({**completion.head(), "choices": [], "usage": completion.usage.document()})
     yield event("[DONE]")
