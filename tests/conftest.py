@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -23,12 +26,33 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An ONSA_HOME that only this test sees, and English messages."""
     folder = tmp_path / "home"
     monkeypatch.setenv("ONSA_HOME", str(folder))
     monkeypatch.setenv("ONSA_LANG", "en")
-    return folder
+    monkeypatch.delenv("ONSA_DB", raising=False)
+    server = os.environ.get("ONSA_TEST_DB")
+    if server is None:
+        yield folder
+        return
+    with _emptied(server) as database:
+        monkeypatch.setenv("ONSA_DB", database)
+        yield folder
+
+
+@contextmanager
+def _emptied(server: str) -> Iterator[str]:
+    """A new database beside that of a PostgreSQL URL: ``ONSA_TEST_DB`` runs the same tests on it."""
+    from sqlalchemy import create_engine, make_url, text
+
+    name = f"onsa_{uuid4().hex[:12]}"
+    engine = create_engine(make_url(server).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+        yield make_url(server).set(database=name).render_as_string(hide_password=False)
+        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    engine.dispose()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A home of its own for every test of the store."""
+"""A store for every test that asks for one."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +8,9 @@ import pytest
 from onsa.store.runs import Store
 
 
-@pytest.fixture(autouse=True)
-def onsa_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "home"
-    monkeypatch.setenv("ONSA_HOME", str(folder))
-    monkeypatch.setenv("ONSA_LANG", "en")
-    monkeypatch.delenv("ONSA_DB", raising=False)
-    return folder
+@pytest.fixture
+def onsa_home(home: Path) -> Path:
+    return home
 
 
 @pytest.fixture

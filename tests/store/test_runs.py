@@ -12,7 +12,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, update
+from sqlalchemy import update
 
 from onsa.spec.errors import StoreError
 from onsa.store import schema
@@ -117,14 +117,14 @@ def test_a_run_whose_process_is_killed_has_died(store: Store) -> None:
 
 def test_a_pid_given_out_again_is_not_the_run(store: Store) -> None:
     store.start(store.create(IDENTITY))
-    with Database().writing() as connection:
+    with Database() as database, database.writing() as connection:
         connection.execute(update(schema.runs).values(pid_started=schema.runs.c.pid_started - 100))
     assert store.get("01234567").state is State.DIED
 
 
 def test_a_run_on_another_host_is_left_alone(store: Store) -> None:
     store.start(store.create(IDENTITY))
-    with Database().writing() as connection:
+    with Database() as database, database.writing() as connection:
         connection.execute(update(schema.runs).values(host="elsewhere", pid=1))
     assert store.get("01234567").state is State.RUNNING
     with pytest.raises(StoreError, match="process 1 on elsewhere"):
@@ -225,7 +225,10 @@ def test_another_database(tmp_path: Path, onsa_home: Path, monkeypatch: pytest.M
     assert not (onsa_home / "onsa.db").exists()
 
 
-@pytest.mark.parametrize("url", ["nonsense", "mysql+nodriver://user:secret@host/db", "sqlite:////not/there/x.db"])
+@pytest.mark.parametrize(
+    "url",
+    ["nonsense", "mysql+nodriver://user:secret@host/db", "oracle://user:secret@host/db", "sqlite:////not/there/x.db"],
+)
 def test_a_database_that_cannot_be_opened(url: str) -> None:
     with pytest.raises(StoreError, match="Check ONSA_DB") as raised:
         Store(url)
@@ -238,18 +241,17 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
         Store(f"sqlite:///{tmp_path / 'x.db'}")
 
 
-def test_a_newer_database_is_refused(store: Store, onsa_home: Path) -> None:
+def test_a_newer_database_is_refused(store: Store) -> None:
     store.close()
-    engine = create_engine(f"sqlite:///{onsa_home / 'onsa.db'}")
-    with engine.begin() as connection:
+    with Database() as database, database.writing() as connection:
         connection.execute(update(schema.schema).values(version=99))
-    engine.dispose()
     with pytest.raises(StoreError, match="newer Onsa"):
         Store()
 
 
+@pytest.mark.skipif("ONSA_TEST_DB" in os.environ, reason="of SQLite")
 def test_sqlite_is_set_for_several_processes(store: Store) -> None:
-    with Database().reading() as connection:
+    with Database() as database, database.reading() as connection:
         for pragma, value in {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": 30000}.items():
             assert connection.exec_driver_sql(f"PRAGMA {pragma}").scalar() == value
 

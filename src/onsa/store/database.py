@@ -1,8 +1,8 @@
-"""The database that holds the tables: SQLite in Onsa's home, or any that ``ONSA_DB`` names as a URL.
+"""The database that holds the tables: SQLite in Onsa's home, or PostgreSQL where ``ONSA_DB`` names one as a URL.
 
-Only types and statements that every database has are used. Several processes may open, read and write at once: on
-SQLite, readers never wait (WAL), and a writer takes the write lock at its start, so that it cannot fail half-way for
-having read before another wrote. A :class:`Database` must not be carried over a fork.
+Several processes may open, read and write at once. Readers never wait, and see one state; a writer takes the one write
+lock at its start, so that it cannot fail half-way for having read before another wrote. A :class:`Database` must not be
+carried over a fork.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Self, final
 
-from sqlalchemy import Connection, Engine, create_engine, event, exc, insert, inspect, make_url, select, update
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, insert, inspect, make_url, select, update
 
 from onsa.spec.errors import StoreError
 from onsa.store.atomic import disk_full
@@ -22,6 +22,7 @@ from onsa.store.home import home
 from onsa.store.schema import VERSION, metadata, schema
 
 BUSY_S = 30.0
+WRITE_LOCK = 0x6F6E7361  # "onsa": the number of PostgreSQL's lock that writers hold one after another
 GROWTH_BYTES = 1_000_000  # what a store that ran out of disk is said to need: room for some thousand metrics
 
 
@@ -41,7 +42,11 @@ class Database:
             self._engine = _engine(chosen)
         except (exc.ArgumentError, ImportError) as error:
             raise StoreError.of("store-unreachable", reason=str(error)) from None
-        self._prepare()
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -102,8 +107,29 @@ class Database:
 
 
 def _engine(url: str) -> Engine:
-    if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+    given = make_url(url)
+    if given.get_backend_name() == "sqlite":
+        return _sqlite(given)
+    if given.get_backend_name() == "postgresql":
+        return _postgresql(given)
+    raise StoreError.of("store-unreachable", reason=f"{given.drivername}: sqlite and postgresql are known")
+
+
+def _postgresql(url: URL) -> Engine:
+    if url.drivername == "postgresql":
+        url = url.set(drivername="postgresql+psycopg")
+    engine = create_engine(url, pool_pre_ping=True)
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("onsa_writes")
+        lock = f"SELECT pg_advisory_xact_lock({WRITE_LOCK})"  # each statement behind it sees what others wrote before
+        connection.exec_driver_sql(lock if writes else "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+
+    return engine
+
+
+def _sqlite(url: URL) -> Engine:
     engine = create_engine(url, connect_args={"timeout": BUSY_S})
 
     @event.listens_for(engine, "connect")
