@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -31,6 +32,7 @@ from onsa.serve.vllm import Vllm, check
 from onsa.spec.errors import MachineError, ModelError
 from onsa.spec.recipe import Recipe, parse_recipe
 
+INSTALLED = shutil.which("vllm")
 PROMPTS = [(5, 9, 40), (17,), (8, 8, 30, 21, 4)]
 
 
@@ -237,9 +239,10 @@ def test_message_where_it_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 @pytest.mark.gpu
-def test_real_vllm(tiny_llama: Path, adapter: Adapter) -> None:
-    if not any((Path(place) / "vllm").exists() for place in os.environ["PATH"].split(os.pathsep)):
-        pytest.skip("vllm is not installed")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not INSTALLED, reason="needs vLLM")
+def test_real_vllm(tiny_llama: Path, adapter: Adapter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(Path(INSTALLED or "").parent), prepend=os.pathsep)
     own, its = Residents(InProcess(), 1), Residents(Vllm(1), 1)
     asks = [Ask(prompt, 12, temperature=0.0) for prompt in PROMPTS]
     for whom in (Target("base", recipe(tiny_llama)), target(adapter)):
