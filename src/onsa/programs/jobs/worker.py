@@ -26,7 +26,7 @@ from onsa.store.atomic import publish
 from onsa.store.database import Database
 from onsa.store.files import RESULTS, Files
 from onsa.store.home import home
-from onsa.store.job import Job, JobEvent, Lease, Status, model_name
+from onsa.store.job import Job, JobEvent, Lease, Status, Wish, model_name
 from onsa.store.jobs import LEASE_S, Jobs
 from onsa.store.models import Models
 from onsa.store.process import this_process
@@ -42,7 +42,11 @@ LOST = 75  # the exit status of a worker that had lost its job (EX_TEMPFAIL)
 
 @dataclass
 class Work:
-    """A job in this process's hands. leaving: the process was asked to end."""
+    """A job in this process's hands.
+
+    leaving: the process was asked to end.
+    stepping: between steps it is asked whether it is wanted still; at other times, such as while it measures, not.
+    """
 
     database: Database
     jobs: Jobs
@@ -50,6 +54,7 @@ class Work:
     job: Job
     lease: Lease
     leaving: threading.Event = field(default_factory=threading.Event)
+    stepping: bool = False
 
     def wanted(self) -> bool:
         """Whether the job is to be put down now: a user wants something of it, or the process has to leave."""
@@ -120,6 +125,7 @@ class Following:
         if isinstance(event, Opened):
             self.opened = event
         elif isinstance(event, Begun):
+            self.work.stepping = True
             told = say("event-goes-on", step=event.step) if event.step else say("event-started")
             self._tell(JobEvent(told), run=self.work.job.id)
         elif isinstance(event, Stepped):
@@ -129,6 +135,7 @@ class Following:
         elif isinstance(event, Saved):
             self._saved(event)
         elif isinstance(event, Measuring):
+            self.work.stepping = False
             self._tell(JobEvent(say("event-measuring")), estimated=None)
         elif isinstance(event, Finished):
             self.run, self.over = event.run, True
@@ -273,13 +280,15 @@ def _shown(work: Work, message: str) -> str:
 
 @contextmanager
 def _beating(work: Work) -> Iterator[None]:
-    """Within, the lease is renewed; the process ends where it is lost."""
+    """Within, the lease is renewed; the process ends where it is lost, or its job cancelled while it takes no steps."""
     over = threading.Event()
 
     def beat() -> None:
         while not over.wait(LEASE_S / BEATS):
             try:
-                work.jobs.beat(work.lease, this_process())
+                if work.jobs.beat(work.lease, this_process()) is Wish.CANCEL and not work.stepping:
+                    work.jobs.end(work.lease, Status.QUEUED)  # the queue knows better
+                    os._exit(0)
             except StoreError as error:
                 if not over.is_set() and any(problem.code == "job-taken" for problem in error.problems):
                     os._exit(LOST)
