@@ -46,6 +46,8 @@ class Playing:
             if self.played.breaks:
                 yield json.dumps({"i": number, "error": "the memory is too small"})
             tokens = {"prompt_tokens": 3, "cached_tokens": 1, "completion_tokens": len(self.played.words)}
+            if self.played.away:
+                return
             yield json.dumps({"i": number, "done": "stop", **tokens})
 
     async def aclose(self) -> None:
@@ -60,7 +62,7 @@ class Played(Models):
         self.words = ["Hel", "lo"]
         self.heard: list[Line] = []
         self.playing: list[Playing] = []
-        self.breaks = False
+        self.breaks = self.away = False
 
     async def _sent(self, path: str, asked: Line) -> Playing:
         if asked.get("prompt") == "too long":
@@ -297,6 +299,105 @@ def test_what_fails_on_the_way_is_told_as_the_end_of_a_stream(served: Served, ch
         list(create(model=BASE, stream=True, **given))
     with pytest.raises(openai.InternalServerError, match="could not be finished"):
         create(model=BASE, **given)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "code"),
+    [
+        ("/chat/completions", {"model": BASE, "messages": HELLO, "stop": list("abcde")}, "stop", "invalid_value"),
+        ("/chat/completions", {"model": BASE, "messages": HELLO, "n": "x"}, "n", "invalid_type"),
+        ("/chat/completions", {"model": BASE, "messages": ["x"]}, "messages[0]", "invalid_type"),
+        ("/chat/completions", {"model": BASE}, "messages", "missing_required_parameter"),
+        ("/chat/completions", {"model": BASE, "messages": HELLO, "nonsense": 1}, "nonsense", "unknown_parameter"),
+        ("/embeddings", {"model": BASE, "input": ["a", ""]}, "input[1]", "invalid_value"),
+        ("/completions", {"model": BASE, "prompt": "x", "n": 3, "best_of": 2}, "best_of", "invalid_value"),
+        (
+            "/fine_tuning/jobs",
+            {"model": BASE, "training_file": "x", "hyperparameters": {"n_epochs": 100}},
+            "hyperparameters.n_epochs",
+            "invalid_value",
+        ),
+        (
+            "/fine_tuning/jobs",
+            {"model": BASE, "training_file": "x", "method": {"type": "dpo", "supervised": {}}},
+            "training_file",
+            "file_not_found",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(served: Served, path: str, body: Any, param: str, code: str) -> None:
+    with pytest.raises(openai.APIStatusError) as raised:
+        served.client().post(path, body=body, cast_to=object)
+    assert (raised.value.status_code, raised.value.param, raised.value.code) == (400, param, code)
+
+
+def test_settings_that_would_be_lost_are_refused(served: Served) -> None:
+    client = served.client()
+    file = client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune")
+    both: Any = {"type": "dpo", "supervised": {}}
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.fine_tuning.jobs.create(model=BASE, training_file=file.id, method=both)
+    assert raised.value.param == "method.supervised"
+    with pytest.raises(openai.BadRequestError) as raised:
+        dpo: Any = {"type": "dpo"}
+        client.fine_tuning.jobs.create(model=BASE, training_file=file.id, method=dpo, hyperparameters={"n_epochs": 3})
+    assert raised.value.param == "hyperparameters"
+
+
+def test_no_body_is_read_without_a_key(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", int(served.url.rsplit(":", 1)[1]))) as line:
+        line.sendall(b"POST /v1/files HTTP/1.1\r\nhost: x\r\ncontent-length: 90000\r\n\r\n")  # and not a byte of it
+        line.settimeout(20)
+        assert line.recv(20).startswith(b"HTTP/1.1 401")
+
+
+def test_jobs_without_metadata(served: Served) -> None:
+    client = served.client()
+    file = client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune")
+    plain = client.fine_tuning.jobs.create(model=BASE, training_file=file.id)
+    marked = client.fine_tuning.jobs.create(model=BASE, training_file=file.id, metadata={"env": "Prod"}, suffix="お店")
+    found: Any = client.get("/fine_tuning/jobs?metadata=null", cast_to=object)
+    assert [one["id"] for one in found["data"]] == [plain.id]
+    assert [one.id for one in client.fine_tuning.jobs.list(metadata={"env": "Prod"})] == [marked.id]
+    assert not client.fine_tuning.jobs.list(metadata={"env": "prod"}).data
+
+
+def test_a_deployment_is_the_model_whatever_the_body_says(served: Served) -> None:
+    secret = served.client().api_key
+    url = f"{served.url}/openai/deployments/{BASE}/chat/completions?api-version=1"
+    body = json.dumps({"model": "<ignored>", "messages": HELLO}).encode()
+    request = Request(url, body, {"api-key": secret, "content-type": "application/json"}, method="POST")
+    with urlopen(request) as answer:
+        assert json.load(answer)["model"] == BASE
+
+
+def test_only_tools_that_are_allowed(served: Served) -> None:
+    served.models.words = ['{"name": "add", "arguments": "{\\"a\\": 1}"}']
+    other = {"type": "function", "function": {"name": "less", "parameters": {"type": "object", "properties": {}}}}
+    choice = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [TOOL]}}
+    given: Any = {"model": BASE, "messages": HELLO, "tools": [TOOL, other], "tool_choice": choice}
+    said = served.client().chat.completions.create(**given)
+    assert said.choices[0].message.tool_calls[0].function.arguments == '{"a": 1}'
+    assert [tool["function"]["name"] for tool in served.models.heard[-1]["tools"]] == ["add"]
+    for wrong in ({"type": "function", "function": None}, {"type": "nonsense"}):
+        with pytest.raises(openai.BadRequestError):
+            served.client().chat.completions.create(**{**given, "tools": [wrong]})
+
+
+def test_an_answer_that_is_cut_off_is_no_answer(served: Served) -> None:
+    served.models.away = True
+    client = served.client()
+    with pytest.raises(openai.InternalServerError, match="models are being"):
+        client.chat.completions.create(model=BASE, messages=HELLO)  # type: ignore[arg-type]
+    with pytest.raises(openai.APIError, match="models are being"):
+        list(client.completions.create(model=BASE, prompt="x", stream=True))
+
+
+def test_what_cannot_be_handed_on_is_refused(served: Served) -> None:
+    with pytest.raises(openai.NotFoundError, match=r"Invalid URL \(POST /v1/responses\)"):
+        served.client().post("/responses", body={}, cast_to=object)
+    said: Any = served.client().chat.completions.create(model=BASE, messages=HELLO, top_p=0)  # type: ignore[call-overload]
+    assert said.usage.completion_tokens_details.reasoning_tokens == 0 and served.models.heard[-1]["top_p"] > 0
 
 
 def test_no_prompt_is_answered_where_one_is_refused(served: Served) -> None:

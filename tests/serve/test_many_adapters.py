@@ -53,7 +53,7 @@ def logits(answering: Mixed, questions: Sequence[Question]) -> Tensor:
     if ready[0][0].max_new_tokens:
         return torch.stack(
             [
-                policy.network(input_ids=torch.tensor(one.prompts([row])), adapter_names=[name]).logits[0, -1]
+                policy.network(input_ids=torch.tensor(one.prompter.prompts([row])), adapter_names=[name]).logits[0, -1]
                 for (one, row), name in zip(ready, policy.adapter_R or (), strict=True)
             ]
         )
@@ -89,7 +89,7 @@ def test_a_mixed_batch_answers_as_each_adapter_alone(
             if head == "rows":
                 alone_RC = single.policy.classes(collate([single.asked(row) for row in asked]))
             else:
-                rows = [torch.tensor([prompt]) for prompt in single.prompts(asked)]
+                rows = [torch.tensor([prompt]) for prompt in single.prompter.prompts(asked)]
                 alone_RC = torch.stack([single.policy.network(input_ids=row).logits[0, -1] for row in rows])
             torch.testing.assert_close(mixed_RC[places], alone_RC, rtol=0, atol=1e-5)
         apart = (mixed_RC[0::3] - mixed_RC[1::3]).abs().max()

@@ -170,7 +170,7 @@ def test_waiting(residents: Residents, tiny_llama: Path, monkeypatch: pytest.Mon
     second = send(resident.answers, Ask(PROMPTS[1], 3, temperature=0.0, sender="a"))
     third = send(resident.answers, Ask(PROMPTS[2], 3, temperature=0.0, sender="b"))
     with pytest.raises(Busy):
-        send(resident.answers, Ask(PROMPTS[1], 3, temperature=0.0))
+        send(resident.answers, Ask(PROMPTS[1], 3, temperature=0.0, sender="a"))
     assert resident.answers.state().waiting == 2 and resident.answers.state().running == 1
     assert second.ticket is not None and first.ticket is not None
     second.ticket.cancel()

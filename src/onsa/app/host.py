@@ -17,6 +17,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+import anyio
+import anyio.to_thread
 import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -24,6 +26,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from onsa.app.trying import BusyError, Trying
 from onsa.spec.errors import MachineError, OnsaError
 from onsa.spec.serving import Answering, Engine
 from onsa.store.process import orphaned
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from onsa.serve.speaking import Piece, Spoken, Voice
 
 Line = dict[str, Any]
+READING = 8  # requests that are read or graded at once
+CODES = {"prompt-too-long": "context_length_exceeded"}  # as OpenAI's clients know them
 
 
 @dataclass
@@ -131,6 +136,8 @@ class Host:
         self._answering = answering
         self._residents: Any = None
         self._opening = Lock()
+        self._trying = Trying()
+        self._few = anyio.CapacityLimiter(READING)  # of the threads, most are for answers
         self._readers: Any = None
 
     async def answer(self, request: Request) -> Response:
@@ -140,8 +147,8 @@ class Host:
             answer = await run_in_threadpool(self._begun, asked, asyncio.get_running_loop())
         except OnsaError as error:
             return _refused(error)
-        except _BusyError as error:
-            return JSONResponse({"retry_after_s": error.args[0]}, 429)
+        except BusyError as error:
+            return _busy(error)
         return StreamingResponse(answer.lines(), media_type="application/x-ndjson")
 
     async def embed(self, request: Request) -> Response:
@@ -162,17 +169,11 @@ class Host:
             done: Line = (answering.embed if what == "embed" else answering.classify)(self._readers, asked)
             return done
 
-        return await _worked(request, work)
+        return await _worked(request, work, self._few)
 
     async def grade(self, request: Request) -> Response:
         """``POST /grade``: what a grader gives an answer; without one, whether it is a grader."""
-
-        def work(asked: Line) -> Line:
-            from onsa.programs.grading import grade, validate
-
-            return grade(asked) if "model_sample" in asked else validate(asked)
-
-        return await _worked(request, work)
+        return await _worked(request, self._trying.ask, self._few)
 
     async def state(self, _: Request) -> Response:
         """``GET /state``: how each network's batcher stands."""
@@ -183,6 +184,7 @@ class Host:
 
     def close(self) -> None:
         """End what answers."""
+        self._trying.close()
         if self._residents is not None:
             self._residents.close()
 
@@ -191,7 +193,7 @@ class Host:
 
         Raises:
             OnsaError: it cannot be answered.
-            _BusyError: too many wait.
+            BusyError: too many wait.
         """
         from onsa.programs.answering import begin
         from onsa.serve.asks import Busy
@@ -200,7 +202,7 @@ class Host:
         try:
             return _taken(begin(self._opened(), {"most": most, **_said(asked)}), loop)
         except Busy as busy:
-            raise _BusyError(busy.retry_after_s) from None
+            raise BusyError(busy.retry_after_s) from None
 
     def _opened(self) -> Any:
         from onsa.serve.residents import InProcess, Residents
@@ -230,10 +232,6 @@ def _taken(begun: Begun, loop: asyncio.AbstractEventLoop) -> Answer:
     return answer
 
 
-class _BusyError(Exception):
-    pass
-
-
 def _teller(
     loop: asyncio.AbstractEventLoop, news: asyncio.Queue[tuple[int, Event]], number: int
 ) -> Callable[[Event], None]:
@@ -245,16 +243,24 @@ def _put(loop: asyncio.AbstractEventLoop, news: asyncio.Queue[Any], told: tuple[
     loop.call_soon_threadsafe(news.put_nowait, told)
 
 
-async def _worked(request: Request, work: Callable[[Line], Line]) -> Response:
+async def _worked(request: Request, work: Callable[[Line], Line], threads: anyio.CapacityLimiter) -> Response:
     try:
-        return JSONResponse(await run_in_threadpool(work, await request.json()))
+        done = await anyio.to_thread.run_sync(work, await request.json(), limiter=threads)
     except OnsaError as error:
         return _refused(error)
+    except BusyError as error:
+        return _busy(error)
+    return JSONResponse(done["refused"], 400) if "refused" in done else JSONResponse(done)
+
+
+def _busy(error: BusyError) -> Response:
+    return JSONResponse({"retry_after_s": error.args[0]}, 429)
 
 
 def _refused(error: OnsaError) -> Response:
     problem = error.problems[0]
-    said = {"message": f"{problem.what} {problem.fix}", "param": problem.key, "code": problem.code}
+    code = CODES.get(problem.code, problem.code)
+    said = {"message": f"{problem.what} {problem.fix}", "param": problem.key, "code": code}
     return JSONResponse(said, 503 if isinstance(error, MachineError) else 400)
 
 
@@ -263,7 +269,7 @@ def _said(asked: Line) -> Line:
 
 
 def main(arguments: list[str]) -> int:
-    """Answer at a socket, given by its path, as the JSON behind it says."""
+    """Answer at a socket, given by its path, as the JSON behind it says; then the pid of who starts this."""
     socket = Path(arguments[0])
     host = Host(Answering(**json.loads(arguments[1])))
     asked = {"/answer": host.answer, "/embed": host.embed, "/classify": host.classify, "/grade": host.grade}
@@ -276,7 +282,7 @@ def main(arguments: list[str]) -> int:
     def end() -> None:
         server.should_exit = True
 
-    orphaned(end)
+    orphaned(end, int(arguments[2]))
     server.run()
     host.close()
     return 0

@@ -8,6 +8,7 @@ is killed, those notice, and end as well.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -69,7 +70,7 @@ def run(settings: Settings, progress: Callable[[str], None]) -> int:
         began: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
 
         def begin(name: str) -> None:
-            command = [sys.executable, "-m", *commands[name]]
+            command = [sys.executable, "-m", *commands[name], str(os.getpid())]
             process = subprocess.Popen(command, pass_fds=[bound.fileno()], start_new_session=True)
             began[name] = (process, time.monotonic())
 

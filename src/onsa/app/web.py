@@ -16,7 +16,11 @@ GRACE_S = 10
 
 
 def main(arguments: list[str]) -> int:
-    """Serve on a socket that the service's first process listens at, given by its number; models answer at a path."""
+    """Serve on a socket that the service's first process listens at, given by its number; models answer at a path.
+
+    Args:
+        arguments: the socket's number, the path, and the pid of the process that starts this one.
+    """
     bound = socket.socket(fileno=int(arguments[0]))
     with Database() as database:
         config = uvicorn.Config(
@@ -32,7 +36,7 @@ def main(arguments: list[str]) -> int:
         def end() -> None:
             server.should_exit = True
 
-        orphaned(end)
+        orphaned(end, int(arguments[2]))
         server.run([bound])
     return 0
 

@@ -14,6 +14,7 @@ from onsa.spec.errors import unknown
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 OPENING = ("system", "developer")
+SPOKEN = ("text", "refusal")  # parts of a message that are words
 SHAREGPT = {"human": "user", "gpt": "assistant", "bot": "assistant", "chatgpt": "assistant", "model": "assistant"}
 SHAREGPT |= {"observation": "tool", "function_call": "assistant", "function_response": "tool"}
 Fault = tuple[str, dict[str, Any]]  # a message code and its values
@@ -21,11 +22,12 @@ Fault = tuple[str, dict[str, Any]]  # a message code and its values
 
 def check_messages(value: Any) -> Fault | None:
     """Why a list of messages (or its JSON text) cannot be trained on, as a message code and its values, or ``None``."""
-    return check_shape(value) or _nothing_learnt([_message(message) for message in _parsed(value)])
+    return check_shape(value, answered=True) or _nothing_learnt([_message(message) for message in _parsed(value)])
 
 
-def check_shape(value: Any) -> Fault | None:
-    """As :func:`check_messages`, but for a conversation that waits for its answer: anyone may speak last."""
+def check_shape(value: Any, answered: bool = False) -> Fault | None:
+    """As :func:`check_messages`, but for a conversation that waits for its answer: anyone may speak last, and the
+    assistant may have said nothing, unless it is ``answered``."""
     if value is None or value in ("", [], ()) or (isinstance(value, str) and not value.strip()):
         return "messages-empty", {}
     try:
@@ -37,7 +39,7 @@ def check_shape(value: Any) -> Fault | None:
     if not messages:
         return "messages-empty", {}
     for place, message in enumerate(messages, 1):
-        fault = _message_fault(message, place)
+        fault = _message_fault(message, place, answered)
         if fault:
             return fault
     return None
@@ -138,7 +140,8 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
         fields = {"role": SHAREGPT.get(role, role), "content": fields.pop("value", None), **fields}
     content = fields.get("content")
     if isinstance(content, list | tuple):
-        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
+        parts = (part for part in content if isinstance(part, Mapping))
+        content = "".join(str(part.get("text") or part.get("refusal") or "") for part in parts)
     return {**fields, "role": fields.get("role"), "content": "" if content is None else content}
 
 
@@ -152,7 +155,7 @@ def _nothing_learnt(messages: Sequence[Mapping[str, Any]]) -> Fault | None:
     return None
 
 
-def _message_fault(message: Any, place: int) -> Fault | None:
+def _message_fault(message: Any, place: int, answered: bool) -> Fault | None:
     if not isinstance(message, Mapping):
         return "message-not-object", {"place": place, "type": type(message).__name__}
     fields = _message(message)
@@ -164,14 +167,15 @@ def _message_fault(message: Any, place: int) -> Fault | None:
     parts = message.get("content", message.get("value"))
     if isinstance(parts, list | tuple):
         kinds = [part.get("type", "?") if isinstance(part, Mapping) else type(part).__name__ for part in parts]
-        other = next((kind for kind in kinds if kind != "text"), None)
+        other = next((kind for kind in kinds if kind not in SPOKEN), None)
         if other is not None:
             return "message-part", {"place": place, "type": other}
     elif parts is not None and not isinstance(parts, str):
         return "message-content-type", {"place": place, "type": type(parts).__name__}
     calls = fields.get("tool_calls") or fields.get("function_call")
     # A tool may answer with nothing, a system message may be left blank, and a call needs no words.
-    if not fields["content"].strip() and (role == "user" or (role == "assistant" and not calls)):
+    silent = role == "user" or (role == "assistant" and answered and not calls)
+    if not fields["content"].strip() and silent:
         return "message-no-content", {"place": place, "role": role}
     if fields.get("weight", 1) not in (0, 1):
         return "message-weight", {"place": place, "value": fields["weight"]}

@@ -30,6 +30,8 @@ def render(
     plain = [{name: value for name, value in message.items() if name != "weight"} for message in messages]
     if not plain:
         return ""
+    if "developer" not in str(tokenizer.chat_template):  # a newer word for the same
+        plain = [{**one, "role": "system"} if one.get("role") == "developer" else one for one in plain]
     if tools:
         more["tools"] = tools
     try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from onsa.data.table import Row
 from onsa.serve.asks import Ask, Tell, Ticket
 from onsa.serve.prompter import Prompter, checked
 from onsa.serve.readers import Readers
@@ -115,18 +116,33 @@ def _prompt(prompter: Prompter, asked: Mapping[str, Any]) -> Sequence[int]:
     Raises:
         DataError: a conversation that cannot be answered, or that the model's template refuses.
     """
-    task, tokenizer = prompter.task, prompter.tokenizer
+    tokenizer = prompter.tokenizer
     if "messages" in asked:
-        values = task.from_messages(asked["messages"])
-        if asked.get("tools") and "tools" in task.roles:
-            values = {**values, "tools": asked["tools"]}
-        return prompter.prompts([checked(task, prompter.normalise, values, 1)])[0]
+        return prompter.prompt(_conversation(prompter, asked))
     prompt = asked["prompt"]
     if asked.get("suffix"):
         return _between(tokenizer, prompt, asked["suffix"])
     tokens = prompt if isinstance(prompt, list) else tokenizer(prompt)["input_ids"]
     starts = [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None]
     return tokens or starts[:1]
+
+
+def _conversation(prompter: Prompter, asked: Mapping[str, Any]) -> Row:
+    """A conversation, all of which is answered.
+
+    Raises:
+        DataError: it cannot be.
+    """
+    task, messages = prompter.task, list(asked["messages"])
+    if messages[-1].get("role") == "assistant" and task.last_is_answer:
+        messages.append({"role": "assistant", "content": ""})  # which is left out, as what is to be said
+    values = task.from_messages(messages)
+    if asked.get("tools") and "tools" in task.roles:
+        values = {**values, "tools": asked["tools"]}
+    try:
+        return checked(task, prompter.normalise, values, 1)
+    except DataError as error:
+        raise DataError(replace(problem, key="messages") for problem in error.problems) from None
 
 
 def _between(tokenizer: Any, prompt: str | list[int], suffix: str) -> list[int]:

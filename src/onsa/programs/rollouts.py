@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from onsa.data.table import Row
 from onsa.engine.desk import Answering, Graded
 from onsa.engine.sessions.base import Session
+from onsa.models.catalog import catalog
 from onsa.models.sampling import Answer, Sampling
 from onsa.objectives.base import Rewarded
 from onsa.programs.endpoint import Endpoint
@@ -20,7 +22,9 @@ from onsa.programs.judge import open_judge, open_scorer
 from onsa.programs.predict import load, open_run
 from onsa.programs.prepare import Prepared
 from onsa.rewards.base import Grader, Reward, Sample
+from onsa.serve.predictor import Predictor, load_run
 from onsa.serve.prompter import said, stops
+from onsa.serve.residents import base_recipe
 from onsa.sources.base import Feed
 from onsa.sources.rollouts import Rollouts
 from onsa.spec.errors import OnsaError, Problem, StoreError, TrainingError
@@ -30,7 +34,7 @@ SHOWN = 200  # characters of an answer in a message
 
 
 class Runs:
-    """Other models that a reward may ask for: finished runs."""
+    """Other models that a reward may ask for: finished runs; for words also bases, and models behind an API."""
 
     def scorer(self, run: str) -> Grader:
         judge = open_scorer(run)
@@ -50,11 +54,17 @@ class Runs:
         endpoint = Endpoint.of(ref)
         if endpoint is not None:
             return lambda messages: endpoint.says(messages, most)
+        if ref in catalog():
+            return _least(load_run(Path(), base_recipe(ref), tuned=False), most)
         run, recipe = open_run(ref)
         if not cast(Task, recipe.task).talks:
             raise StoreError.of("run-not-chat", file=run.id, task=cast(Task, recipe.task).kind)
-        predictor = load(run)
-        return replace(predictor, max_new_tokens=min(most, predictor.max_length // 2)).chat
+        return _least(load(run), most)
+
+
+def _least(predictor: Predictor, most: int) -> Callable[[list[dict[str, str]]], str]:
+    """A model that says so many tokens at most."""
+    return replace(predictor, max_new_tokens=min(most, predictor.max_length // 2)).chat
 
 
 @dataclass(frozen=True)

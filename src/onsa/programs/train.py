@@ -89,7 +89,8 @@ def train(
     """Train, yielding events; break off to pause, call again to go on.
 
     A recipe whose run is finished yields that run at once; ``fresh`` runs it anew. ``progress`` hears of downloads.
-    Under an id that is ``named`` it is the run with that id that goes on, or begins.
+    Under an id that is ``named`` it is the run with that id that goes on, or begins; who names it has seen to it that
+    nobody else is at it.
 
     Raises:
         OnsaError: preflight found errors (before any training), or training had to stop.
@@ -120,7 +121,7 @@ def _run(store: Store, run: Run | None, prepared: Prepared, named: str | None = 
     grades = graders(prepared)
     session = prepared.engine.open(work(built))
     resumed = run is not None
-    run = store.start(run or _created(store, prepared, named or ""))
+    run = store.start(run or _created(store, prepared, named or ""), fenced=named is not None)
     with _stated(store, run):
         try:
             write_text(run.folder / RECIPE, prepared.recipe.dump())

@@ -73,7 +73,7 @@ class Batcher:
     @property
     def alive(self) -> bool:
         """Whether it answers."""
-        return not self._closed
+        return not self._closed and self._thread.is_alive()
 
     def submit(self, ask: Ask, tell: Tell) -> Ticket:
         """Let a request wait for its answer.
@@ -94,7 +94,7 @@ class Batcher:
         with self._news:
             if self._closed:
                 raise RuntimeError("The batcher is closed.")
-            if len(self._waiting) >= self.limits.waiting:
+            if self._waiting.full(ask.sender, self.limits.waiting):
                 raise Busy(self._retry_after_s())
             self._waiting.put(ask.sender, row)
             self._news.notify()
@@ -132,6 +132,17 @@ class Batcher:
     # The thread
 
     def _work(self) -> None:
+        try:
+            self._answer_all()
+        finally:  # also where the device is lost: who waits is told
+            with self._news:
+                self._closed = True
+                left = [*self._running.rows, *self._given_up, *self._waiting]
+            for row in left:
+                if not row.over:
+                    row.end("cancelled")
+
+    def _answer_all(self) -> None:
         with torch.inference_mode(), resting(self._policy.network):
             while self._wait():
                 try:
@@ -142,15 +153,13 @@ class Batcher:
                         self._running.end(row, "failed", first_line(error))
             for row in self._running.rows:
                 self._running.end(row, "cancelled")
-        for row in [*self._given_up, *self._waiting]:
-            row.end("cancelled")
 
     def _wait(self) -> bool:
         """Wait for work; whether there is to be more."""
         with self._news:
             while not (self._closed or self._running.rows or self._given_up or len(self._waiting)):
                 self._news.wait()
-            return not self._closed
+            return not self._closed and self._thread.is_alive()
 
     def _tick(self) -> None:
         self._drop()

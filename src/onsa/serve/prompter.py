@@ -30,13 +30,16 @@ class Prompter:
     stops: tuple[int, ...]
     normalise: Literal["none", "nfkc"] = "none"
 
-    def prompts(self, rows: Sequence[Row]) -> list[list[int]]:
-        """The tokens that answers to some rows are generated from."""
+    def prompt(self, row: Row) -> list[int]:
+        """The tokens that an answer to a row is generated from, however many."""
         tokenizer = self.tokenizer
         # A text that is only begun has no tokens: bases without a token for the beginning use that for the end.
         starts = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
-        start = [token for token in starts if token is not None][:1]
-        return [(self.task.prompt(row, tokenizer) or start)[-self.max_length :] for row in rows]
+        return self.task.prompt(row, tokenizer) or [token for token in starts if token is not None][:1]
+
+    def prompts(self, rows: Sequence[Row]) -> list[list[int]]:
+        """The tokens that answers to some rows are generated from."""
+        return [self.prompt(row)[-self.max_length :] for row in rows]
 
     def said(self, tokens: Sequence[int]) -> str:
         """Generated tokens as text."""

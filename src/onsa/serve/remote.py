@@ -100,7 +100,7 @@ class Remote:
         with self._lock:
             if self._closed:
                 raise RuntimeError("The network is closed.")
-            if len(self._waiting) >= WAITING:
+            if self._waiting.full(ask.sender, WAITING):
                 raise Busy(WAITING / ROWS)
             self._waiting.put(ask.sender, row)
         self._loop.call_soon_threadsafe(self._begin)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,7 @@ from onsa.models.fetch import locate
 from onsa.models.heads import Head
 from onsa.models.load import load
 from onsa.models.precision import has_fast_bf16
-from onsa.serve.adapters import Adapter
+from onsa.serve.adapters import Adapter, obstacles
 from onsa.serve.asks import Answers, Busy, State
 from onsa.serve.batching import Batcher
 from onsa.serve.grammar import Grammars
@@ -33,6 +34,7 @@ from onsa.tasks.base import Task, TokenTask
 from onsa.tasks.chat import Chat
 
 REST_S = 10.0  # after it was asked, before a network may go
+MOST_WAITING = 16  # requests for a network that is being loaded
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,9 @@ class Residents:
     def __init__(self, engine: Engine, most: int) -> None:
         self._engine, self._most = engine, most
         self._residents: dict[str, Resident] = {}
+        self._alone: set[str] = set()  # folders of adapters that answer over no other's network
+        self._opening: set[str] = set()
+        self._waiting: Counter[str] = Counter()  # requests, by the network that they wait for
         self._lock = threading.Lock()
         self._loading: dict[str, threading.Lock] = {}
 
@@ -123,7 +128,7 @@ class Residents:
         task = cast(Task, recipe.task)
         if task.head is not Head.TOKENS:
             raise ModelError.of("model-says-no-text", key="model", value=target.name, task=task.kind)
-        if folder is None or cast(Adaptation, recipe.adaptation).adapter:
+        if folder is None or self._may_stack(folder, recipe):
             model = recipe.model
             key = f"{model.name}@{model.revision}/{model.quantize} {recipe.train.precision}"
             base = recipe.model_copy(update={"task": Chat()})  # as it answers by itself
@@ -131,6 +136,7 @@ class Residents:
             adapter = None if folder is None else Adapter(str(folder), (folder,), recipe)
             if adapter is None or resident.stacks(adapter):
                 return resident, resident.asked(target), adapter.name if adapter else None
+            self._alone.add(str(folder))
         resident = self._resident(str(folder), partial(self._engine.alone, cast(Path, folder), recipe))
         return resident, resident.asked(target), None
 
@@ -146,17 +152,37 @@ class Residents:
                 resident.answers.close()
             self._residents.clear()
 
+    def _may_stack(self, folder: Path, recipe: Recipe) -> bool:
+        """Whether an adapter may answer over its base's network, as far as its settings tell."""
+        adapter = cast(Adaptation, recipe.adaptation).adapter
+        return adapter and str(folder) not in self._alone and not obstacles(folder, recipe)
+
     def _resident(self, key: str, load: Callable[[], Resident]) -> Resident:
         with self._lock:
             loading = self._loading.setdefault(key, threading.Lock())
-        with loading:  # one loads; the others wait for it, and not for those who ask another network
-            resident = self._residents.get(key)
-            if resident is None or not resident.answers.alive:
-                self._make_room(key)
-                resident = load()
-                with self._lock:
-                    self._residents[key] = resident
-            resident.used = time.monotonic()
+            if self._waiting[key] >= MOST_WAITING:
+                raise Busy(REST_S)
+            self._waiting[key] += 1
+        try:
+            with loading:  # one loads; the others wait for it, and not for those who ask another network
+                resident = self._residents.get(key)
+                if resident is None or not resident.answers.alive:
+                    resident = self._loaded(key, load)
+                resident.used = time.monotonic()
+            return resident
+        finally:
+            with self._lock:
+                self._waiting[key] -= 1
+
+    def _loaded(self, key: str, load: Callable[[], Resident]) -> Resident:
+        self._make_room(key)
+        try:
+            resident = load()
+            with self._lock:
+                self._residents[key] = resident
+        finally:
+            with self._lock:
+                self._opening.discard(key)
         return resident
 
     def _make_room(self, key: str) -> None:
@@ -170,10 +196,11 @@ class Residents:
             self._residents.pop(key, None)
             idle = [name for name, resident in self._residents.items() if resident.idle]
             idle.sort(key=lambda name: self._residents[name].used)
-            over = len(self._residents) - self._most + 1
+            over = len(self._residents) + len(self._opening) - self._most + 1
             if len(idle) < over:
                 raise Busy(REST_S)
             gone += [self._residents.pop(name) for name in idle[: max(0, over)]]
+            self._opening.add(key)
         for resident in gone:
             resident.answers.close()
 
@@ -216,7 +243,11 @@ class InProcess:
         """A model that shares its network with nobody."""
         plain = load_run(folder, recipe)
         generation = plain.policy.network.generation_config
-        return resident(Batcher(plain.policy), plain.tokenizer, generation, recipe, _none, {})
+        try:
+            batcher = Batcher(plain.policy)
+        except ValueError as error:
+            raise ModelError.of("model-asked-not", key="model", reason=str(error)) from None
+        return resident(batcher, plain.tokenizer, generation, recipe, _none, {})
 
 
 def _none(adapter: Adapter) -> None:

@@ -23,6 +23,12 @@ class FairQueue(Generic[Item]):
         for items in self._items.values():
             yield from items
 
+    def full(self, sender: str, most: int) -> bool:
+        """Whether a sender may let no further item wait, since so many do, and the sender's share of them is taken; one
+        that has few may always."""
+        share = most // (1 + len(self._items))
+        return len(self) >= most and len(self._items.get(sender, ())) >= max(1, share)
+
     def put(self, sender: str, item: Item) -> None:
         """Let an item wait, behind the sender's others."""
         self._items.setdefault(sender, deque()).append(item)

@@ -29,6 +29,7 @@ from onsa.serve.adapters import Adapter, obstacles, settings
 from onsa.serve.predictor import MODEL
 
 BASE = 0  # the place of no adapter
+MOST_RANK = 64  # every place in a stack takes as much as the largest
 NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 Factors = tuple[Tensor, Tensor]  # ``a_rI`` and ``b_rO``
 
@@ -206,10 +207,15 @@ class Stacks:
             self._places = max(1, 2 * self._places)
         for layer in factors.keys() - self._layers.keys():
             self._layers[layer] = self._replaced(layer)
-        for layer, stacked in self._layers.items():
-            stacked.stretch(self._places)
-            if layer in factors:
-                stacked.put(index, factors[layer])
+        try:
+            for layer, stacked in self._layers.items():
+                stacked.stretch(self._places)
+                if layer in factors:
+                    stacked.put(index, factors[layer])
+        except BaseException:  # what is half there is nobody's
+            for stacked in self._layers.values():
+                stacked.clear(index)
+            raise
         self._held[name] = Resident(index)
 
     def _replaced(self, layer: str) -> Stacked:
@@ -285,6 +291,9 @@ def _check_layer(base: Any, name: str, factor: str, shape: tuple[int, ...]) -> N
     linear = module.base if isinstance(module, Stacked) else module
     if not isinstance(linear, nn.Linear):
         raise ValueError(f"{name} is no linear layer, of which adapters are stacked, but {type(linear).__name__}.")
+    rank = shape[0] if factor == "A" else shape[1]
+    if rank > MOST_RANK:
+        raise ValueError(f"{name} is adapted with rank {rank}; {MOST_RANK} is the most in a stack.")
     width, given = (linear.in_features, shape[1]) if factor == "A" else (linear.out_features, shape[0])
     if width != given:
         raise ValueError(f"The adapter is for a {name} of width {given}, and the base's has {width}.")

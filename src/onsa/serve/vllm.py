@@ -22,6 +22,7 @@ from onsa.serve.adapters import Adapter, obstacles, settings
 from onsa.serve.predictor import MODEL
 from onsa.serve.remote import BASE, Remote
 from onsa.serve.residents import Resident, resident
+from onsa.serve.stacked import MOST_RANK as RANK
 from onsa.serve.stacked import NAME
 from onsa.spec.errors import MachineError, ModelError
 from onsa.spec.extras import program
@@ -29,7 +30,6 @@ from onsa.spec.recipe import Recipe
 
 COMMAND = "vllm"
 SHARE = 0.9  # of a GPU's memory, for all networks together
-RANK = 64  # the largest of an adapter
 BATCH_ADAPTERS, KEPT_ADAPTERS = 8, 32  # that answer in one batch, and that stay in memory
 READY_S = 1800.0
 POLL_S = 0.2
@@ -108,7 +108,7 @@ class Server:
         self._log = Path(self._folder.name, "log")
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "onsa.store.kept", *command, "--uds", self.socket],
+                [sys.executable, "-m", "onsa.store.kept", str(os.getpid()), *command, "--uds", self.socket],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **ENVIRONMENT},

@@ -23,11 +23,10 @@ CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """How much was written, and its SHA-256 and MD5 as hex digits."""
+    """How much was written, and its SHA-256 as hex digits."""
 
     bytes: int
     sha256: str
-    md5: str
 
 
 @final
@@ -57,21 +56,20 @@ class Blobs:
             MachineError: the disk is full, or the folder may not be written.
         """
         final = self._path(name)
-        sha256, md5, size = hashlib.sha256(), hashlib.md5(usedforsecurity=False), 0
+        sha256, size = hashlib.sha256(), 0
         draft = f"{self._root}/.{name}.{uuid4().hex[:8]}.tmp"
         try:
             with explained(Path(self._root), 0), self._files.open(draft, "wb") as file:
                 for chunk in chunks:
                     file.write(chunk)
                     sha256.update(chunk)
-                    md5.update(chunk)
                     size += len(chunk)
             self._files.mv(draft, final)
         except BaseException:
             if self._files.exists(draft):
                 self._files.rm(draft)
             raise
-        return Stored(size, sha256.hexdigest(), md5.hexdigest())
+        return Stored(size, sha256.hexdigest())
 
     def read(self, name: str) -> Iterator[bytes]:
         """The bytes of a name, in chunks."""

@@ -138,6 +138,7 @@ def _sqlite(url: URL) -> Engine:
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_S * 1000)}")
         connection.execute("PRAGMA foreign_keys = ON")
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA case_sensitive_like = ON")  # as elsewhere
         _write_ahead(connection)
 
     @event.listens_for(engine, "begin")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -21,6 +22,7 @@ from onsa.store.records import Page, Records, new_id
 UPLOAD_S = 3600  # how long the parts of an upload may take
 RESULTS = "fine-tune-results"
 PENDING, COMPLETED, CANCELLED, EXPIRED = "pending", "completed", "cancelled", "expired"
+LONGEST_SUFFIX = 16  # letters of a name's end that a file on this machine keeps
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,8 @@ class Files:
 
     def fetch(self, file: File, folder: Path) -> Path:
         """A file on this machine, under its own id: names of users' own choice never reach a disk."""
-        to = folder / f"{file.id}{Path(file.filename).suffix if Path(file.filename).suffix.isascii() else ''}"
+        suffix = Path(file.filename).suffix
+        to = folder / f"{file.id}{suffix if suffix.isascii() and len(suffix) <= LONGEST_SUFFIX else ''}"
         self.blobs.fetch(file.id, to)
         return to
 
@@ -179,8 +182,13 @@ class Uploads:
         self._pending(project, name)
         part = new_id("part_")
         stored = self._files.blobs.write(part, chunks)
-        with self._database.writing() as connection:
-            self._parts.add(connection, project, id=part, upload=name, bytes=stored.bytes)
+        try:
+            with self._database.writing() as connection:
+                self._still_pending(connection, name)
+                self._parts.add(connection, project, id=part, upload=name, bytes=stored.bytes)
+        except ConflictError:  # somebody ended it meanwhile
+            self._files.blobs.remove(part)
+            raise
         return self._parts.get(project, part)
 
     def complete(self, project: str, name: str, parts: list[str], md5: str | None) -> Upload:
@@ -229,9 +237,10 @@ class Uploads:
         with self._database.reading() as connection:
             late = list(connection.scalars(query))
         for name in late:
-            with self._database.writing() as connection:
-                self._records.change(connection, None, name, {"status": EXPIRED})
-            self._forget_parts(name)
+            with suppress(ConflictError):  # somebody ended it meanwhile
+                with self._database.writing() as connection:
+                    self._end(connection, name, EXPIRED)
+                self._forget_parts(name)
 
     def _pending(self, project: str, name: str) -> Upload:
         upload = self.get(project, name)
@@ -239,10 +248,13 @@ class Uploads:
             raise ConflictError.of("upload-over", value=name, status=upload.status)
         return upload
 
-    def _end(self, connection: Connection, name: str, status: str, file: str | None = None) -> None:
+    def _still_pending(self, connection: Connection, name: str) -> None:
         row = self._records.read(connection, None, name)
         if row.status != PENDING:
             raise ConflictError.of("upload-over", value=name, status=row.status)
+
+    def _end(self, connection: Connection, name: str, status: str, file: str | None = None) -> None:
+        self._still_pending(connection, name)
         self._records.change(connection, None, name, {"status": status, "file": file})
 
     def _forget_parts(self, name: str) -> None:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
 from onsa.store.process import Worker
+
+STRANGE = re.compile(r"[^A-Za-z0-9._-]+")  # what a model's name, which stands in paths and headers, does not have
+
+
+CHECKPOINT_METRICS = {"train_loss": ("train_loss",), "train_token_accuracy": ("train_mean_token_accuracy",)}
+# The whole validation file is measured each time.
+VALID_METRICS = {
+    "loss": ("valid_loss", "full_valid_loss"),
+    "token_accuracy": ("valid_mean_token_accuracy", "full_valid_mean_token_accuracy"),
+}
 
 
 class Status(StrEnum):
@@ -92,6 +104,13 @@ class JobEvent:
 
 def model_name(job: Job, step: int | None = None) -> str:
     """What a job's model, or the checkpoint at a step, is called."""
-    base = job.order.model.split("/")[-1]
-    name = f"ft:{base}:{job.project.removeprefix('proj_')[:8].lower()}:{job.order.suffix or ''}:{job.id[-8:]}"
+    base = job.order.model.removeprefix("ft:").split(":")[0].split("/")[-1]
+    suffix = STRANGE.sub("-", job.order.suffix or "")
+    name = f"ft:{base}:{job.project.removeprefix('proj_')[:8].lower()}:{suffix}:{job.id[-8:]}"
     return name if step is None else f"{name}:ckpt-step-{step}"
+
+
+def told_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    """A run's metrics by OpenAI's names, as far as it has such."""
+    names = CHECKPOINT_METRICS | VALID_METRICS
+    return {told: metrics[name] for name, all_told in names.items() if name in metrics for told in all_told}

@@ -34,6 +34,7 @@ from onsa.store.webhooks import Webhooks
 LEASE_S = 15.0
 MOST_ATTEMPTS = 6  # workers that may die at one job without its having come further
 CHECKPOINTS = 3  # of a job that can be asked
+NO_MATTER: Mapping[str, str] = {}
 
 
 @final
@@ -81,10 +82,10 @@ class Jobs:
         return _job(self._records.get(project, name))
 
     def page(
-        self, project: str | None, page: Page, metadata: Mapping[str, str] | None = None
+        self, project: str | None, page: Page, metadata: Mapping[str, str] | None = NO_MATTER
     ) -> tuple[list[Job], bool]:
-        """Some jobs, the newest first, and whether there are more; ``metadata``: that they must have."""
-        where = holding(db.jobs.c.metadata, metadata or {})
+        """Some jobs, the newest first, and whether there are more; ``metadata``: that they must have, or have none."""
+        where = holding(db.jobs.c.metadata, metadata)
         rows, more = self._records.page(project, page, *where)
         return [_job(row) for row in rows], more
 
@@ -212,6 +213,13 @@ class Jobs:
 
     def give_up(self, job: Job) -> None:
         """Take a job from a worker that died: back into the queue, or, after several, to its end."""
+        with self._database.writing() as connection:
+            unchanged = (db.jobs.c.id == job.id, db.jobs.c.fence == job.fence)
+            row = connection.execute(select(db.jobs).where(*unchanged).with_for_update()).first()
+            if row is not None:
+                self._give_up(connection, _job(row))
+
+    def _give_up(self, connection: Connection, job: Job) -> None:
         status = Status.QUEUED if job.status is Status.RUNNING else Status.VALIDATING
         event, values = JobEvent(say("event-lost"), "warn"), dict[str, Any]()
         if job.wanted is not None:
@@ -220,11 +228,9 @@ class Jobs:
             status, event = Status.FAILED, JobEvent(say("event-given-up", times=job.attempts), "error")
             values["error"] = dumped({"code": "server_error", "message": event.message, "param": None})
         values |= _standing(status) | {"fence": job.fence + 1, "lease_until": None, "wanted": None, "pid": None}
-        unchanged = (db.jobs.c.id == job.id, db.jobs.c.fence == job.fence)
-        with self._database.writing() as connection:
-            if connection.execute(update(db.jobs).where(*unchanged).values(**values)).rowcount:
-                self._tell(connection, job.project, job.id, event)
-                self._note(connection, job.project, job.id, status)
+        connection.execute(update(db.jobs).where(db.jobs.c.id == job.id).values(**values))
+        self._tell(connection, job.project, job.id, event)
+        self._note(connection, job.project, job.id, status)
 
     # What a worker does
 
@@ -338,8 +344,9 @@ def _wished(wish: Wish) -> tuple[Status, JobEvent]:
 
 def _standing(status: Status) -> dict[str, Any]:
     """A status, and what goes with it."""
-    ended = {"finished": time.time(), "estimated": None} if status in ENDS else {}
-    return {"status": status.value, **ended}
+    rests = {} if status is Status.RUNNING else {"estimated": None}
+    ended = {"finished": time.time()} if status in ENDS else {}
+    return {"status": status.value, **rests, **ended}
 
 
 def _conflict(row: Row[Any]) -> ConflictError:

@@ -1,4 +1,4 @@
-"""A program that ends when the process that started it does: ``python -m onsa.store.kept COMMAND…``.
+"""A program that ends when the process that started it does: ``python -m onsa.store.kept PID COMMAND…``.
 
 Programs of others do not look whether they are still wanted, and may start more of themselves; here all of them end.
 """
@@ -18,12 +18,13 @@ POLL_S = 0.2
 LEAVE_S = 20.0
 
 
-def main(command: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Run a command in a group of its own until it ends, or is to end: by SIGTERM, or since nobody wants it.
 
     Returns:
         The command's status.
     """
+    parent, *command = arguments
     program = subprocess.Popen(command, start_new_session=True)
     deadline: float | None = None
 
@@ -33,7 +34,7 @@ def main(command: list[str]) -> int:
         program.terminate()
 
     signal.signal(signal.SIGTERM, lambda *_: end())
-    orphaned(end)
+    orphaned(end, int(parent))
     while program.poll() is None and (deadline is None or time.monotonic() < deadline):
         time.sleep(POLL_S)
     with suppress(ProcessLookupError):  # itself, where it does not leave, and whom it has started

@@ -53,9 +53,12 @@ def lives(worker: Worker) -> bool:
         return False
 
 
-def orphaned(over: Callable[[], None]) -> None:
-    """Call when the process that started this one is gone; returns at once, and looks from a thread."""
-    parent = os.getppid()
+def orphaned(over: Callable[[], None], parent: int) -> None:
+    """Call when the process that started this one is gone; returns at once, and looks from a thread.
+
+    Args:
+        parent: its pid, as it said itself: it may be gone already.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -34,8 +34,10 @@ def loaded(text: str | None) -> Any:
     return None if text is None else json.loads(text)
 
 
-def holding(column: Column[Any], wanted: Mapping[str, str]) -> list[ColumnElement[bool]]:
-    """That a column of JSON objects holds some texts under some keys."""
+def holding(column: Column[Any], wanted: Mapping[str, str] | None) -> list[ColumnElement[bool]]:
+    """That a column of JSON objects holds some texts under some keys, or nothing at all."""
+    if wanted is None:
+        return [column.is_(None)]
     pairs = [json.dumps({key: value}, ensure_ascii=False)[1:-1] for key, value in wanted.items()]
     return [column.contains(pair, autoescape=True) for pair in pairs]
 

@@ -122,8 +122,11 @@ class Store:
 
     # States
 
-    def start(self, run: Run | str) -> Run:
+    def start(self, run: Run | str, fenced: bool = False) -> Run:
         """Put the run into the state ``running`` in this process. Of several processes that try, one succeeds.
+
+        Args:
+            fenced: something else sees to it that nobody is at this run any more, whatever stands in its row.
 
         Raises:
             StoreError: it has finished, or it is running in another process, which the message names.
@@ -132,7 +135,7 @@ class Store:
         while True:
             with self._database.writing() as connection:
                 row = _row(connection, run_id)
-                _startable(row, me)
+                _startable(row, me, fenced)
                 started = connection.execute(
                     update(table)
                     .where(table.c.id == run_id, table.c.state == row.state)
@@ -290,12 +293,12 @@ def _unknown(connection: Connection, ref: str) -> StoreError:
     return StoreError(Problem("run-unknown", {"value": ref, "near": ", ".join(near or newest)}))
 
 
-def _startable(row: Row[Any], me: Worker) -> None:
+def _startable(row: Row[Any], me: Worker, fenced: bool) -> None:
     """Refuse a run that has finished, or that another living process works on."""
     if row.state == State.FINISHED:
         raise StoreError.of("run-finished", run=row.id)
     worker = _worker(row)
-    if row.state == State.RUNNING and worker and not worker.same(me) and lives(worker):
+    if row.state == State.RUNNING and not fenced and worker and not worker.same(me) and lives(worker):
         raise StoreError.of("run-running", run=row.id, pid=worker.pid, host=worker.host)
 
 

@@ -144,7 +144,7 @@ jobs = _owned(
     Column("result_files", Text, nullable=False),
     Column("trained_tokens", BigInteger),
     Column("run", String(32)),
-    # What the supervisor and the worker agree on (see store/queue.py).
+    # What the supervisor and the worker agree on (see store/jobs.py).
     Column("wanted", String(16)),
     Column("fence", BigInteger, nullable=False),
     Column("lease_until", Double),

@@ -24,7 +24,7 @@ from onsa.store.records import Page, Records, new_id
 
 SECRET = "whsec_"
 KINDS = ("fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled")
-FIRST_WAIT_S, MOST_ATTEMPTS = 5.0, 12  # each wait is twice the one before it: nearly six hours in all
+FIRST_WAIT_S, MOST_ATTEMPTS = 5.0, 13  # each wait is twice the one before it: nearly six hours in all
 
 
 @dataclass(frozen=True, slots=True)

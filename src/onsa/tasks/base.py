@@ -227,6 +227,11 @@ class TokenTask(Task):
     def prompt(self, row: Row, tokenizer: Any) -> list[int]:
         """The tokens that an answer to this row is generated from."""
 
+    @property
+    def last_is_answer(self) -> bool:
+        """Whether a conversation that the assistant ends is asked without that, which is the row's answer."""
+        return False
+
     def from_messages(self, messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """The values of a row, by role, that stand for a conversation, of a task that ``talks``."""
         return {}

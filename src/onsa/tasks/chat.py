@@ -83,6 +83,10 @@ class Chat(TokenTask):
     def talks(self) -> bool:
         return True
 
+    @property
+    def last_is_answer(self) -> bool:
+        return True
+
     def from_messages(self, messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {"messages": list(messages)}
 

@@ -90,6 +90,10 @@ class Prompt(TokenTask):
     def from_text(self, text: str) -> dict[str, Any]:
         return {"prompt": text}
 
+    @property
+    def last_is_answer(self) -> bool:
+        return True
+
     def from_messages(self, messages: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return {"messages": list(messages)}
 

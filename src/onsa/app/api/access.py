@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp, Receive, Send
 
-from onsa.app.api.errors import RefusedError
+from onsa.app.api.errors import RefusedError, envelope
+from onsa.spec.errors import StoreError
 from onsa.spec.messages import say
 from onsa.store.aliases import Aliases
 from onsa.store.completions import Completions
@@ -20,6 +23,7 @@ from onsa.store.keys import Keys
 from onsa.store.models import Models
 
 BEARER = "bearer "
+KEYED = ("/v1/", "/openai/")  # paths that need one
 
 
 @dataclass(frozen=True)
@@ -57,20 +61,37 @@ def secret(request: Request) -> str:
     return request.headers.get("api-key", "").strip()
 
 
+class Keyed:
+    """Refuses what brings no key that is known, before anything of its body is read."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith(KEYED):
+            given = secret(Request(scope))
+            try:
+                key = await run_in_threadpool(self._service.keys.find, given) if given else None
+            except StoreError as error:
+                await envelope(503, str(error), code="store-unreachable")(scope, receive, send)
+                return
+            if key is None:
+                words = say("api-wrong-key" if given else "api-no-key")
+                await envelope(401, words, code="invalid_api_key")(scope, receive, send)
+                return
+            scope.setdefault("state", {})["key"] = key
+        await self._app(scope, receive, send)
+
+
 def allowed(scope: Scope) -> Callable[..., Key]:
     """A dependency: the key of a request, where it allows this.
 
     Raises:
-        RefusedError: no key, a key that is not known, or one that does not allow it.
+        RefusedError: it does not.
     """
 
-    def check(request: Request, service: Annotated[Service, Depends(service)]) -> Key:
-        given = secret(request)
-        if not given:
-            raise RefusedError(401, say("api-no-key"), code="invalid_api_key")
-        key = service.keys.find(given)
-        if key is None:
-            raise RefusedError(401, say("api-wrong-key"), code="invalid_api_key")
+    def check(request: Request) -> Key:
+        key: Key = request.state.key
         if not key.allows(scope):
             raise RefusedError(403, say("api-scope", scope=scope.value), code="insufficient_permissions")
         return key

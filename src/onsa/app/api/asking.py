@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -30,6 +30,7 @@ from onsa.store.models import Served
 
 SEEDS = 2**63
 POLL_S = 0.25
+LEAST_P = 1e-6  # at 0 the likeliest token alone is left
 Result = TypeVar("Result")
 Line = dict[str, Any]
 
@@ -41,12 +42,12 @@ class Sampled(BaseModel):
     model: Annotated[str, Field(min_length=1, max_length=256)]
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-SEEDS, lt=SEEDS)] | None = None
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
     stream: bool | None = None
     user: str | None = None
 
@@ -54,7 +55,7 @@ class Sampled(BaseModel):
     @classmethod
     def _tokens(cls, value: dict[str, float] | None) -> dict[str, float] | None:
         kept = {token: bias for token, bias in (value or {}).items() if bias != 0}
-        if not all(token.isdecimal() for token in kept):
+        if not all(token.isdecimal() and len(token) < 10 for token in kept):
             raise ValueError("its keys are tokens, by their numbers")
         return kept or None
 
@@ -64,7 +65,7 @@ class Sampled(BaseModel):
         return {
             "n": self.n or 1,
             "temperature": 1.0 if self.temperature is None else self.temperature,
-            "top_p": self.top_p or 1.0,
+            "top_p": 1.0 if self.top_p is None else max(self.top_p, LEAST_P),
             "seed": secrets.randbelow(SEEDS) if self.seed is None else self.seed % SEEDS,
             "stop": [one for one in stop if one],
             "frequency_penalty": self.frequency_penalty or 0.0,
@@ -102,6 +103,7 @@ class Usage:
             "completion_tokens": self.completion,
             "total_tokens": prompt + self.completion,
             "prompt_tokens_details": {"cached_tokens": sum(self.cached.values())},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         }
 
 
@@ -113,6 +115,20 @@ def failed(line: Line) -> None:
     """
     if "error" in line:
         raise RefusedError(500, say("api-answer-failed", reason=line["error"]))
+
+
+def whole(ends: Iterable[str | None]) -> None:
+    """Say that an answer was cut off, where a choice has no end.
+
+    Raises:
+        RefusedError: one has none.
+    """
+    if not all(ends):
+        raise _away()
+
+
+def _away() -> RefusedError:
+    return RefusedError(503, say("api-models-away"), headers={"retry-after-ms": "1000"})
 
 
 class Models:
@@ -143,8 +159,13 @@ class Models:
         Raises:
             RefusedError: what is asked is refused.
         """
+        import httpx2
+
         response = await self._sent(path, asked)
-        await response.aread()
+        try:
+            await response.aread()
+        except httpx2.TransportError:
+            raise _away() from None
         found: Line = response.json()
         return found
 
@@ -152,12 +173,18 @@ class Models:
         import httpx2
 
         if self._client is None:  # here, in the loop that it belongs to
-            transport = httpx2.AsyncHTTPTransport(uds=self._socket, retries=3)
+            # However many: who waits is decided there, in turn.
+            every = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
+            transport = httpx2.AsyncHTTPTransport(uds=self._socket, retries=3, limits=every)
             self._client = httpx2.AsyncClient(transport=transport, timeout=None, base_url="http://models")
         try:
-            response = await self._client.send(self._client.build_request("POST", path, json=asked), stream=True)
+            request = self._client.build_request("POST", path, json=asked)
+        except ValueError:  # half a letter, or a number that is none, somewhere in it
+            raise RefusedError(400, say("api-not-json", reason="NaN, or half a letter"), code="invalid_value") from None
+        try:
+            response = await self._client.send(request, stream=True)
         except httpx2.TransportError:
-            raise RefusedError(503, say("api-models-away"), headers={"retry-after-ms": "1000"}) from None
+            raise _away() from None
         if response.status_code != 200:
             await response.aread()
             raise _refused(response)
@@ -184,10 +211,14 @@ class Lines:
     responses: Sequence[Any]
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Line]]:
+        import httpx2
+
         try:
             for number, response in enumerate(self.responses):
                 async for line in response.aiter_lines():
                     yield number, json.loads(line)
+        except httpx2.TransportError:
+            raise _away() from None
         finally:
             await _leave(self.responses)
 

@@ -61,12 +61,12 @@ async def _body(receive: Receive) -> bytes:
 
 
 def _named(body: bytes, model: str) -> bytes:
-    """A JSON body with a model's name; what is no JSON object stays for others to refuse."""
+    """A JSON body with the deployment as its model; what is no JSON object stays for others to refuse."""
     try:
         said = json.loads(body)
     except ValueError:
         return body
-    return json.dumps({"model": model, **said}).encode() if isinstance(said, dict) else body
+    return json.dumps({**said, "model": model}).encode() if isinstance(said, dict) else body
 
 
 def _giving(body: bytes, receive: Receive) -> Receive:

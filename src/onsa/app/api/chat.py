@@ -27,6 +27,7 @@ from onsa.app.api.asking import (
     meant,
     streamed,
     while_there,
+    whole,
 )
 from onsa.app.api.errors import RefusedError
 from onsa.app.api.tools import Tooling, tooling
@@ -193,6 +194,7 @@ class Completion:
         async for _, line in lines:
             for choice in self.take(line):
                 yield event(self.chunk([choice]))
+        whole(choice.finish for choice in self.choices)
         await keep()
         if self._counts:
             yield event(self.chunk([], self.usage.document()))
@@ -230,7 +232,7 @@ async def create_chat(request: Request, key: Asker, service: Serving, body: Chat
     models: Models = request.app.state.models
     target = await meant(service, key, body.model, body.user or body.safety_identifier)
     tools = tooling(body.tools, body.tool_choice, body.functions, body.function_call)
-    lines = await models.lines([body.asked(target, key.project, tools)])
+    lines = await while_there(request, models.lines([body.asked(target, key.project, tools)]))
     completion = Completion(target, body, tools)
 
     async def keep() -> None:
@@ -241,10 +243,11 @@ async def create_chat(request: Request, key: Asker, service: Serving, body: Chat
     if body.stream:
         return streamed(target, completion.stream(lines, keep))
 
-    async def whole() -> Line:
+    async def taken() -> Line:
         async for _, line in lines:
             completion.take(line)
+        whole(choice.finish for choice in completion.choices)
         await keep()
         return completion.document()
 
-    return JSONResponse(await while_there(request, whole()), headers=target.headers)
+    return JSONResponse(await while_there(request, taken()), headers=target.headers)

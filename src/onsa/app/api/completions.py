@@ -26,6 +26,7 @@ from onsa.app.api.asking import (
     meant,
     streamed,
     while_there,
+    whole,
 )
 from onsa.app.api.errors import RefusedError
 from onsa.spec.messages import say
@@ -33,7 +34,7 @@ from onsa.spec.messages import say
 router = APIRouter()
 DEFAULT_TOKENS = 16
 MOST_PROMPTS = 256
-Token = Annotated[int, Field(ge=0)]
+Token = Annotated[int, Field(ge=0, lt=2**31)]
 Prompts = Annotated[list[str] | list[list[Token]], Field(min_length=1)]
 Prompt = str | Annotated[list[Token], Field(min_length=1)] | Prompts
 
@@ -41,7 +42,7 @@ Prompt = str | Annotated[list[Token], Field(min_length=1)] | Prompts
 class CompletionCreate(Sampled):
     """Texts, or tokens, to go on with. ``best_of`` draws more answers and gives the likeliest ones."""
 
-    prompt: Prompt = ""
+    prompt: Prompt | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool | None = None
@@ -51,7 +52,7 @@ class CompletionCreate(Sampled):
 
     def prompts(self) -> list[str | list[int]]:
         """Each of the prompts."""
-        given = self.prompt
+        given = self.prompt or ""
         if isinstance(given, str) or isinstance(given[0], int):
             return [given]
         return list(given)
@@ -139,7 +140,10 @@ class Completion:
 def _tops(token: Line) -> Line | None:
     if token["logprob"] is None:
         return None
-    return {bytes(said).decode(errors="replace"): logprob for said, logprob in token["top"]}
+    found: Line = {}
+    for said, logprob in [(token["bytes"], token["logprob"]), *token["top"]]:  # what was said is always among them
+        found.setdefault(bytes(said).decode(errors="replace"), logprob)
+    return found
 
 
 def _choice(number: int, text: str, logprobs: Line | None, finish: str | None) -> Line:
@@ -153,18 +157,21 @@ async def create_completion(request: Request, key: Asker, service: Serving, body
     prompts = body.prompts()
     if len(prompts) > MOST_PROMPTS:
         raise RefusedError(400, say("api-many-prompts", most=MOST_PROMPTS), "prompt", "invalid_value")
+    if body.best_of is not None and body.best_of < (body.n or 1):
+        raise RefusedError(400, say("api-best-of-less"), "best_of", "invalid_value")
     if body.stream and (body.best_of or 0) > (body.n or 1):
         raise RefusedError(400, say("api-best-of-stream"), "best_of", "invalid_value")
-    lines = await models.lines([body.asked(target, key.project, prompt) for prompt in prompts])
+    lines = await while_there(request, models.lines([body.asked(target, key.project, prompt) for prompt in prompts]))
     completion = Completion(target, body)
     if body.stream:
         return streamed(target, _parts(completion, lines))
 
-    async def whole() -> Line:
+    async def taken() -> Line:
         chosen: list[Text] = []
         drawn = completion.drawn
         async for place, line in lines:
             completion.take(place * drawn + line["i"], line)
+        whole(text.finish for text in completion.texts.values())
         for place in range(len(prompts)):
             found = [completion.texts[place * drawn + number] for number in range(drawn)]
             if drawn > (body.n or 1):
@@ -172,13 +179,16 @@ async def create_completion(request: Request, key: Asker, service: Serving, body
             chosen += found
         return completion.document(chosen)
 
-    return JSONResponse(await while_there(request, whole()), headers=target.headers)
+    return JSONResponse(await while_there(request, taken()), headers=target.headers)
 
 
 async def _parts(completion: Completion, lines: Lines) -> AsyncIterator[bytes]:
-    n, counts = completion.body.n or 1, completion.body.stream_options
+    n, options = completion.body.n or 1, completion.body.stream_options
+    counts = bool(options and options.include_usage)
+    usage = {"usage": None} if counts else {}
     async for place, line in lines:
-        yield event({**completion.head(), "choices": [completion.take(place * n + line["i"], line)]})
-    if counts and counts.include_usage:
+        yield event({**completion.head(), "choices": [completion.take(place * n + line["i"], line)], **usage})
+    whole(text.finish for text in completion.texts.values())
+    if counts:
         yield event({**completion.head(), "choices": [], "usage": completion.usage.document()})
     yield event("[DONE]")

@@ -15,8 +15,9 @@ from onsa.spec.errors import ConflictError, MachineError, MissingError, OnsaErro
 from onsa.spec.messages import say
 
 INVALID, FORBIDDEN, LIMITED, BROKEN = "invalid_request_error", "permission_error", "rate_limit_error", "server_error"
-TYPES = {401: "authentication_error", 403: FORBIDDEN, 429: LIMITED}
-PLACES = ("body", "query", "path", "header")  # where FastAPI says that a faulty value stood
+TYPES = {403: FORBIDDEN, 429: LIMITED}
+UNLIKE = ("_type", "_parsing", "literal_error")  # how a fault ends that says: something else altogether
+CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
 FINAL = {"x-should-retry": "false"}  # what it is answered now it is answered again
 
 
@@ -70,22 +71,53 @@ def _onsa(_: Request, error: Any) -> JSONResponse:
         return envelope(HTTPStatus.CONFLICT, message, problem.key, "conflict", FINAL)
     if isinstance(error, MachineError):
         return envelope(HTTPStatus.INSUFFICIENT_STORAGE, message, problem.key, problem.code)
+    if problem.code == "store-unreachable":
+        return envelope(HTTPStatus.SERVICE_UNAVAILABLE, message, code=problem.code)
     return envelope(HTTPStatus.BAD_REQUEST, message, problem.key, problem.code)
 
 
 def _faulty(_: Request, error: Any) -> JSONResponse:
     """A body or parameter that is not as it should be: the first fault is named, as OpenAI does."""
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return envelope(HTTPStatus.BAD_REQUEST, say("api-not-json", reason=first.get("ctx", {}).get("error", "")))
-    place = [str(part) for part in first["loc"] if part not in PLACES]
-    param = ".".join(place) or None
-    code = "unknown_parameter" if first["type"] == "extra_forbidden" else None
-    return envelope(HTTPStatus.BAD_REQUEST, say("api-faulty", param=param or "-", reason=first["msg"]), param, code)
+    faults = error.errors()
+    if faults[0]["type"] == "json_invalid":
+        return envelope(HTTPStatus.BAD_REQUEST, say("api-not-json", reason=faults[0].get("ctx", {}).get("error", "")))
+    # Of what a value could have been, that counts which it nearly is.
+    whole = _param(faults[0], error.body) or ""
+    alike = [fault for fault in faults if (_param(fault, error.body) or "").startswith(whole)]
+    fault = min(alike, key=lambda one: one["type"].endswith(UNLIKE))
+    param = _param(fault, error.body)
+    message = say("api-faulty", param=param or "-", reason=fault["msg"])
+    return envelope(HTTPStatus.BAD_REQUEST, message, param, _code(fault["type"]))
 
 
-def _http(_: Request, error: Any) -> JSONResponse:
-    return envelope(error.status_code, str(error.detail), headers=error.headers)
+def _param(fault: Mapping[str, Any], body: Any) -> str | None:
+    """Where a fault is, as ``messages[0].role``: without the names of what a value could have been."""
+    where, *place = fault["loc"]
+    if where != "body":
+        return ".".join(map(str, place)) or None
+    value, param = body, ""
+    for part in place:
+        last = part == place[-1]
+        if isinstance(value, Mapping) and (part in value or (last and fault["type"] == "missing")):
+            value, param = value.get(part), f"{param}.{part}"
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value, param = value[part], f"{param}[{part}]"
+        else:
+            break
+    return param.removeprefix(".") or None
+
+
+def _code(kind: str) -> str:
+    if kind in CODES:
+        return CODES[kind]
+    return "invalid_type" if kind.endswith(("_type", "_parsing")) else "invalid_value"
+
+
+def _http(request: Request, error: Any) -> JSONResponse:
+    words = str(error.detail)
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        words = say("api-no-route", method=request.method, path=request.url.path)
+    return envelope(error.status_code, words, headers=error.headers)
 
 
 def _broken(_: Request, error: Exception) -> JSONResponse:

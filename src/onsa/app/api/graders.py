@@ -6,9 +6,12 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict
+from starlette.concurrency import run_in_threadpool
 
-from onsa.app.api.access import Object, Trainer
+from onsa.app.api.access import Object, Service, Serving, Trainer
 from onsa.app.api.asking import Models
+from onsa.programs.jobs.graders import reward_of, speakers
+from onsa.store.key import Key
 
 router = APIRouter()
 
@@ -28,13 +31,18 @@ class GraderValidate(BaseModel):
 
 
 @router.post("/fine_tuning/alpha/graders/run")
-async def run_grader(request: Request, key: Trainer, body: GraderRun) -> Object:
+async def run_grader(request: Request, key: Trainer, service: Serving, body: GraderRun) -> Object:
     models: Models = request.app.state.models
-    return await models.say("/grade", body.model_dump())
+    reward = await run_in_threadpool(_reward, service, key, body.grader)
+    return await models.say("/grade", {**body.model_dump(), "reward": reward})
 
 
 @router.post("/fine_tuning/alpha/graders/validate")
-async def validate_grader(request: Request, key: Trainer, body: GraderValidate) -> Object:
+async def validate_grader(request: Request, key: Trainer, service: Serving, body: GraderValidate) -> Object:
     models: Models = request.app.state.models
-    await models.say("/grade", {"grader": body.grader})
+    await models.say("/grade", {"reward": await run_in_threadpool(_reward, service, key, body.grader)})
     return {"grader": body.grader}
+
+
+def _reward(service: Service, key: Key, grader: Object) -> Object:
+    return reward_of(grader, speakers(service.database, key.project, key.id))

@@ -21,6 +21,7 @@ from onsa.app.api.objects import (
     permission_object,
 )
 from onsa.app.api.values import Metadata
+from onsa.programs.jobs.recipe import METHODS
 from onsa.spec.errors import MissingError
 from onsa.spec.messages import say
 from onsa.store.job import Order
@@ -105,7 +106,7 @@ class JobCreate(_Given):
     hyperparameters: Hyperparameters | None = None
     method: Method | None = None
     seed: Annotated[int, Field(ge=0, lt=SEEDS)] | None = None
-    suffix: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._ -]*$")] | None = None
+    suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     metadata: Metadata | None = None
     integrations: list[Integration] | None = None
 
@@ -116,7 +117,9 @@ class PermissionCreate(_Given):
 
 @router.post("/fine_tuning/jobs")
 def create_job(key: Trainer, service: Serving, body: JobCreate) -> Object:
-    if not known_base(service, key.project, body.model):
+    alias = service.aliases.find(key.project, body.model)
+    model = body.model if alias is None else alias.target(key.id)  # now: it may lead elsewhere when the job goes on
+    if not known_base(service, key.project, model):
         raise RefusedError(400, say("api-no-model", model=body.model), "model", "model_not_found")
     for param in ("training_file", "validation_file"):
         name = getattr(body, param)
@@ -131,7 +134,7 @@ def create_job(key: Trainer, service: Serving, body: JobCreate) -> Object:
     seed = secrets.randbelow(SEEDS) if body.seed is None else body.seed
     integrations = None if body.integrations is None else [one.model_dump(mode="json") for one in body.integrations]
     beside = (body.validation_file, body.suffix, body.metadata, integrations)
-    order = Order(body.model, body.training_file, _method(body), seed, *beside)
+    order = Order(model, body.training_file, _method(body), seed, *beside)
     return job_object(service.jobs.create(key.project, order))
 
 
@@ -142,7 +145,12 @@ def _method(body: JobCreate) -> Object:
         RefusedError: the method lacks its settings.
     """
     method = body.method or Method(type="supervised")
+    for other in METHODS:
+        if other != method.type and getattr(method, other) is not None:
+            raise RefusedError(400, say("api-other-method", type=method.type), f"method.{other}", "invalid_value")
     chosen = getattr(method, method.type)
+    if body.hyperparameters is not None and (chosen is not None or method.type != "supervised"):
+        raise RefusedError(400, say("api-two-places", type=method.type), "hyperparameters", "invalid_value")
     if chosen is None:
         if method.type == "reinforcement":
             raise RefusedError(400, say("api-no-grader"), "method.reinforcement", "missing_required_parameter")

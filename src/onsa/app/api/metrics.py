@@ -16,6 +16,7 @@ from onsa.app.api.access import Serving
 from onsa.app.api.asking import Models
 from onsa.spec.errors import StoreError
 
+METHODS = ("GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS")  # anyone can make up others
 router = APIRouter()
 BUCKETS = (0.005, 0.02, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -59,8 +60,12 @@ class Metered:
             await self._app(scope, receive, watched)
         finally:
             route = _route(scope)
-            self._meters.requests.labels(route, scope["method"] if route else "-", str(status)).inc()
+            self._meters.requests.labels(route, _method(scope), str(status)).inc()
             self._meters.seconds.labels(route).observe(time.perf_counter() - began)
+
+
+def _method(scope: MutableMapping[str, Any]) -> str:
+    return str(scope["method"]) if scope.get("route") and scope["method"] in METHODS else "-"
 
 
 def _route(scope: MutableMapping[str, Any]) -> str:

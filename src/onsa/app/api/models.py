@@ -16,9 +16,8 @@ CATALOGUE = {"created": 0, "owned_by": "onsa"}
 
 
 def known_base(service: Service, project: str, name: str) -> bool:
-    """Whether a project can begin a job from a model, or an alias, of this name."""
-    known = service.models.find(project, name) or service.aliases.find(project, name)
-    return name in catalog() or known is not None
+    """Whether a project can begin a job from a model of this name."""
+    return name in catalog() or service.models.find(project, name) is not None
 
 
 def _alias(alias: Alias) -> Object:
@@ -40,7 +39,10 @@ def retrieve_model(key: Asker, service: Serving, model: str) -> Object:
     alias = service.aliases.find(key.project, model)
     if alias is not None:
         return _alias(alias)
-    return model_object(service.models.get(key.project, model))
+    served = service.models.find(key.project, model)
+    if served is None:
+        raise RefusedError(404, say("api-no-model", model=model), "model", "model_not_found")
+    return model_object(served)
 
 
 @router.delete("/models/{model}")

@@ -9,14 +9,13 @@ from typing import Any
 from sqlalchemy import Row
 
 from onsa.store.files import File, Upload
-from onsa.store.job import Job, Status
+from onsa.store.job import Job, Status, told_metrics
 from onsa.store.models import Served
 from onsa.store.records import loaded
 
 Object = dict[str, Any]
 METADATA_QUERY = re.compile(r"metadata\[(.+)\]")
 HYPERPARAMETERS = ("n_epochs", "batch_size", "learning_rate_multiplier")
-CHECKPOINT_METRICS = {"loss": "valid_loss", "token_accuracy": "valid_mean_token_accuracy"}
 
 
 def listed(data: Sequence[Object], more: bool) -> Object:
@@ -25,8 +24,10 @@ def listed(data: Sequence[Object], more: bool) -> Object:
     return {"object": "list", "data": list(data), "has_more": more, "first_id": first, "last_id": last}
 
 
-def metadata_wanted(params: Mapping[str, str]) -> dict[str, str]:
-    """What ``metadata[key]=value`` in a query asks for."""
+def metadata_wanted(params: Mapping[str, str]) -> dict[str, str] | None:
+    """What ``metadata[key]=value`` in a query asks for; ``metadata=null`` for what has none."""
+    if params.get("metadata") == "null":
+        return None
     named = {name: METADATA_QUERY.fullmatch(name) for name in params}
     return {match[1]: params[name] for name, match in named.items() if match is not None}
 
@@ -94,7 +95,7 @@ def job_object(job: Job) -> Object:
         "training_file": order.training_file,
         "validation_file": order.validation_file,
         "estimated_finish": _whole(job.estimated),
-        "integrations": order.integrations,
+        "integrations": order.integrations or [],
         "metadata": order.metadata,
         "method": order.method,
     }
@@ -113,8 +114,7 @@ def event_object(event: Row[Any]) -> Object:
 
 
 def checkpoint_object(checkpoint: Row[Any]) -> Object:
-    metrics = loaded(checkpoint.metrics)
-    known = {told: metrics[name] for name, told in CHECKPOINT_METRICS.items() if name in metrics}
+    known = told_metrics(loaded(checkpoint.metrics))
     return {
         "id": checkpoint.id,
         "object": "fine_tuning.job.checkpoint",

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onsa.app.api import chat, completions, files, graders, jobs, metrics, stored, vectors
 from onsa.app.api import models as models_of_project
-from onsa.app.api.access import Service
+from onsa.app.api.access import Keyed, Service
 from onsa.app.api.asking import Models
 from onsa.app.api.azure import Azure
 from onsa.app.api.errors import envelope, handle
@@ -32,6 +32,7 @@ def application(database: Database, models: Models, file_bytes: int = FILE_BYTES
         app.include_router(one.router, prefix="/v1")
     app.include_router(metrics.router)
     app.add_middleware(Azure)
+    app.add_middleware(Keyed, service=app.state.service)
     app.add_middleware(Bounded, file_bytes=file_bytes)
     app.add_middleware(Numbered)
     app.add_middleware(metrics.Metered, meters=app.state.meters)

@@ -73,17 +73,31 @@ def tooling(
     )
     wanted = call if legacy else choice
     for tool in offered:
-        if tool.get("type") != "function" or not isinstance(tool.get("function", {}).get("name"), str):
+        function = tool.get("function")
+        described = isinstance(function, dict) and isinstance(function.get("name"), str)
+        if tool.get("type") != "function" or not described:
             raise RefusedError(400, say("api-tool"), "tools", "invalid_value")
     if not offered or wanted == NONE:
         return Tooling()
     if wanted in (None, AUTO):
         return Tooling(offered, None, legacy)
+    if isinstance(wanted, dict) and wanted.get("type") == "allowed_tools":
+        return tooling(*_allowed(offered, wanted.get("allowed_tools")), None, None)
     named = _named(wanted)
     meant = [tool for tool in offered if wanted == REQUIRED or tool["function"]["name"] == named]
     if not meant:
         raise RefusedError(400, say("api-tool-choice"), "tool_choice", "invalid_value")
     return Tooling(offered, {"anyOf": [_call_schema(tool["function"]) for tool in meant]}, legacy)
+
+
+def _allowed(offered: list[Object], said: Any) -> tuple[list[Object], str]:
+    """The tools that a choice leaves, and whether one of them has to be called."""
+    said = said if isinstance(said, dict) else {}
+    names = {_named(tool) for tool in said.get("tools") or []}
+    left = [tool for tool in offered if tool["function"]["name"] in names]
+    if not left:
+        raise RefusedError(400, say("api-tool-choice"), "tool_choice", "invalid_value")
+    return left, REQUIRED if said.get("mode") == REQUIRED else AUTO
 
 
 def _named(choice: Any) -> str | None:
@@ -109,8 +123,13 @@ def _calls(text: str) -> list[Object]:
         {
             "id": f"call_{secrets.token_hex(12)}",
             "type": "function",
-            "function": {"name": one["name"], "arguments": json.dumps(one.get("arguments", {}), ensure_ascii=False)},
+            "function": {"name": one["name"], "arguments": _text(one.get("arguments", {}))},
         }
         for one in found
         if isinstance(one, dict) and isinstance(one.get("name"), str)
     ]
+
+
+def _text(arguments: Any) -> str:
+    """Arguments as JSON text, as which a model may have written them already."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from onsa.adaptations.base import Adaptation
+from onsa.programs.jobs.graders import Named, reward_of
 from onsa.spec.errors import RecipeError, unknown
 from onsa.spec.recipe import Recipe, parse_recipe
 from onsa.store.job import Order
@@ -18,7 +20,7 @@ GROUP = 8  # answers to a prompt, times the job's compute_multiplier
 OPEN_SECTIONS = ("adaptation", "objective", "optimizer", "schedule", "regulariser", "train", "evaluate", "accel")
 
 
-def job_recipe(order: Order, base: str, training: Path, validation: Path | None) -> Recipe:
+def job_recipe(order: Order, base: str, training: Path, validation: Path | None, named: Named) -> Recipe:
     """What a job runs.
 
     All rows of the training file train, and those of the validation file name the best checkpoint and measure it, as
@@ -26,6 +28,7 @@ def job_recipe(order: Order, base: str, training: Path, validation: Path | None)
 
     Args:
         base: what to start from, as a recipe names it.
+        named: finds the models that graders ask.
 
     Raises:
         RecipeError: a setting that cannot be followed.
@@ -41,13 +44,35 @@ def job_recipe(order: Order, base: str, training: Path, validation: Path | None)
         "train": {"epochs": given.get("n_epochs"), "batch_rows": given.get("batch_size")},
         "seed": order.seed,
     }
-    laid = {SUPERVISED: _supervised, DPO: _dpo, REINFORCEMENT: _reinforcement}[kind]
-    laid(recipe, settings, given)
+    if kind == REINFORCEMENT:
+        _reinforcement(recipe, settings, given, named)
+    else:
+        {SUPERVISED: _supervised, DPO: _dpo}[kind](recipe, given)
     for section, value in (settings.get("recipe") or {}).items():
         if section not in OPEN_SECTIONS:
             raise RecipeError(unknown("job-section", section, OPEN_SECTIONS, key=f"method.{kind}.recipe.{section}"))
+        if section == "adaptation" and isinstance(value, Mapping) and value.get("kind") == "peft":  # may name any file
+            raise RecipeError(unknown("job-section", "adaptation.kind", OPEN_SECTIONS, key=f"method.{kind}.recipe"))
+        if section == "evaluate" and isinstance(value, Mapping) and "judge" in value:  # a run, or any address
+            named_so = {"key": f"method.{kind}.recipe.evaluate.judge"}
+            raise RecipeError(unknown("job-section", "evaluate.judge", OPEN_SECTIONS, **named_so))
         recipe[section] = {**recipe.get(section, {}), **value} if isinstance(value, Mapping) else value
-    return parse_recipe(recipe)
+    made = parse_recipe(recipe)
+    if (adaptation := cast(Adaptation, made.adaptation)).places():
+        raise RecipeError.of("job-soft-prompt", key=f"method.{kind}.recipe.adaptation", value=adaptation.kind)
+    return made
+
+
+def chosen(order: Order, recipe: Recipe) -> dict[str, Any]:
+    """An order's method, with what was chosen where it left the choice."""
+    kind, train = order.method["type"], recipe.train
+    settings = order.method.get(kind) or {}
+    found = {"n_epochs": train.epochs, "batch_size": train.batch_rows, "learning_rate_multiplier": 1.0}
+    given = {
+        name: value for name, value in (settings.get("hyperparameters") or {}).items() if value not in (None, AUTO)
+    }
+    numbers = {name: AUTO if value is None else value for name, value in found.items()}
+    return {"type": kind, kind: {**settings, "hyperparameters": {**numbers, **given}}}
 
 
 def rate_times(order: Order) -> float:
@@ -57,26 +82,18 @@ def rate_times(order: Order) -> float:
     return 1.0 if times in (None, AUTO) else float(times)
 
 
-def _supervised(recipe: dict[str, Any], settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _supervised(recipe: dict[str, Any], given: Mapping[str, Any]) -> None:
     recipe["task"] = "chat"
 
 
-def _dpo(recipe: dict[str, Any], settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _dpo(recipe: dict[str, Any], given: Mapping[str, Any]) -> None:
     recipe["task"] = "preference"
     recipe["objective"] = {"kind": "dpo", **({"beta": given["beta"]} if "beta" in given else {})}
 
 
-def _reinforcement(recipe: dict[str, Any], settings: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _reinforcement(recipe: dict[str, Any], settings: Mapping[str, Any], given: Mapping[str, Any], named: Named) -> None:
     recipe["task"] = "prompt"
     recipe["objective"] = {"kind": "grpo"}
     group = max(2, round(GROUP * given.get("compute_multiplier", 1)))
-    recipe["source"] = {"kind": "rollouts", "group": group, "reward": grader(settings["grader"])}
+    recipe["source"] = {"kind": "rollouts", "group": group, "reward": reward_of(settings["grader"], named)}
     recipe["train"]["eval_steps"] = given.get("eval_interval")
-
-
-def grader(said: Mapping[str, Any]) -> dict[str, Any]:
-    """A grader as a reward: the same fields under the same names, its type with hyphens or not."""
-    found = {name: value for name, value in said.items() if value is not None}
-    if "graders" in found:
-        found["graders"] = {name: grader(inner) for name, inner in found["graders"].items()}
-    return found

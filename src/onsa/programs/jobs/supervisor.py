@@ -31,9 +31,9 @@ LEAVE_S = 30.0  # what workers have to put their work down when the service ends
 
 @dataclass
 class Supervisor:
-    """The workers of one machine.
+    """The workers that this process starts.
 
-    at_once: jobs that are trained beside each other; one more is validated.
+    at_once: jobs that are trained beside each other, over all machines that share the database; one more is validated.
     """
 
     database: Database
@@ -63,6 +63,8 @@ class Supervisor:
         workers = [job.worker for job in self.jobs.held() if job.worker is not None and job.worker.host == here]
         for worker in workers:
             _signal(worker, signal.SIGTERM)
+        for process in self.started.values():  # some may not have said yet that they live
+            process.terminate()
         deadline = time.monotonic() + LEAVE_S
         while any(map(lives, workers)) and time.monotonic() < deadline:
             time.sleep(POLL_S)
@@ -129,11 +131,11 @@ def _signal(worker: Worker, number: signal.Signals) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Supervise so many jobs at once, until SIGTERM, SIGINT, or the end of the process that started this one."""
+    """Supervise so many jobs at once, until SIGTERM, SIGINT, or the end of the process with the pid that follows."""
     over = threading.Event()
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, lambda *_: over.set())
-    orphaned(over.set)
+    orphaned(over.set, int(arguments[1]))
     with Database() as database:
         Supervisor(database, int(arguments[0])).run(over)
     return 0

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
+from http.client import HTTPException
 from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from onsa.spec.errors import OnsaError, StoreError
 from onsa.store.webhooks import Delivery, Webhooks
 
 POLL_S = 1.0
@@ -24,13 +28,18 @@ class _Straight(HTTPRedirectHandler):
 def tell(webhooks: Webhooks, over: threading.Event) -> None:
     """Send what is due until it is over."""
     while not over.wait(POLL_S):
-        for delivery in webhooks.due():
+        for delivery in _due(webhooks):
             if over.is_set():
                 return
-            if sent(delivery):
-                webhooks.told(delivery)
-            else:
-                webhooks.failed(delivery)
+            with suppress(OnsaError):  # the webhook is gone meanwhile, or the database is away: it stays due
+                webhooks.told(delivery) if sent(delivery) else webhooks.failed(delivery)
+
+
+def _due(webhooks: Webhooks) -> Sequence[Delivery]:
+    try:
+        return webhooks.due()
+    except StoreError:  # the database is away for a while
+        return ()
 
 
 def sent(delivery: Delivery) -> bool:
@@ -40,5 +49,5 @@ def sent(delivery: Delivery) -> bool:
     try:
         with build_opener(_Straight).open(request, timeout=WAIT_S) as answer:
             return answer.status in ACCEPTED
-    except (HTTPError, URLError, OSError, ValueError):
+    except (HTTPError, HTTPException, URLError, OSError, ValueError):
         return False

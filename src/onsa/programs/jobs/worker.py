@@ -16,17 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from onsa.spec.errors import DataError, MissingError, OnsaError, Problem, StoreError
+from onsa.spec.errors import DataError, MachineError, MissingError, OnsaError, Problem, StoreError
 from onsa.spec.messages import say
-from onsa.store.aliases import Aliases
 from onsa.store.atomic import publish
 from onsa.store.database import Database
 from onsa.store.files import RESULTS, Files
 from onsa.store.home import home
-from onsa.store.job import Job, JobEvent, Lease, Status, Wish, model_name
+from onsa.store.job import Job, JobEvent, Lease, Status, Wish, model_name, told_metrics
 from onsa.store.jobs import LEASE_S, Jobs
 from onsa.store.models import Models
 from onsa.store.process import this_process
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
 BEATS = 5  # in the time of a lease
 LEAST_ROWS = 10  # of a training file
 SERVED, MODEL, WHOLE = "served", "model", "whole"  # in a run's folder: checkpoints that answer, and itself folded
+ADAPTED = "adapter_config.json"
 LOST = 75  # the exit status of a worker that had lost its job (EX_TEMPFAIL)
 
 
@@ -77,21 +76,21 @@ def main(arguments: list[str]) -> int:
 def validate(work: Work) -> None:
     """Look at a job's files and recipe, and queue it."""
     from onsa.programs.forecast import build
+    from onsa.programs.jobs.recipe import chosen
     from onsa.programs.prepare import prepare
 
-    with TemporaryDirectory(dir=home()) as folder:
-        recipe = _recipe(work, Path(folder))
-        build(prepare(recipe))
-    work.jobs.end(work.lease, Status.QUEUED, JobEvent(say("event-queued")))
+    prepared = prepare(_recipe(work, _folder(work)))
+    build(prepared)
+    warned = [JobEvent(_shown(work, str(problem)), "warn") for problem in prepared.problems]
+    method = chosen(work.job.order, prepared.recipe)
+    work.jobs.end(work.lease, Status.QUEUED, *warned, JobEvent(say("event-queued")), method=method)
 
 
 def run(work: Work) -> None:
     """Train a job to its end, or until a user wants something else."""
     from onsa.programs.train import train
 
-    folder = home() / "jobs" / work.job.id
-    folder.mkdir(parents=True, exist_ok=True)
-    steps = train(_recipe(work, folder), named=work.job.id)
+    steps = train(_recipe(work, _folder(work)), named=work.job.id)
     follow = Following(work)
     try:
         for event in steps:
@@ -131,7 +130,7 @@ class Following:
         elif isinstance(event, Stepped):
             self._stepped(event)
         elif isinstance(event, Evaluated):
-            self.metrics = event.metrics
+            self._evaluated(event)
         elif isinstance(event, Saved):
             self._saved(event)
         elif isinstance(event, Measuring):
@@ -161,9 +160,17 @@ class Following:
     def _stepped(self, event: Any) -> None:
         self.seconds.append(event.seconds)
         left_s = sum(self.seconds) / len(self.seconds) * (event.total - event.step)
-        data = {"step": event.step, "total_steps": event.total, "train_loss": event.loss, **event.metrics}
+        trained = {f"train_{name}": value for name, value in event.metrics.items()} | {"train_loss": event.loss}
+        self.metrics = trained
+        data = {"step": event.step, "total_steps": event.total, **event.metrics, **told_metrics(trained)}
         message = say("event-step", step=event.step, total=event.total, loss=f"{event.loss:.2f}")
         self._tell(JobEvent(message, type="metrics", data=data), estimated=time.time() + left_s)
+
+    def _evaluated(self, event: Any) -> None:
+        self.metrics = {**self.metrics, **event.metrics}
+        if data := told_metrics(event.metrics):
+            message = say("event-evaluated", step=event.step, loss=f"{event.metrics['loss']:.2f}")
+            self._tell(JobEvent(message, type="metrics", data={"step": event.step, **data}))
 
     def _saved(self, event: Any) -> None:
         """A checkpoint of an adapter can be asked as a model."""
@@ -184,12 +191,20 @@ class Following:
         self.work.jobs.tell(self.work.lease, event, **values)
 
 
+def _folder(work: Work) -> Path:
+    """Where a job's files lie while it is worked on, and afterwards, since its run names them."""
+    folder = home() / "jobs" / work.job.id
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _recipe(work: Work, folder: Path) -> Recipe:
     """A job's recipe, with its files in a folder.
 
     Raises:
         DataError: a file that is gone, or has too few rows.
     """
+    from onsa.programs.jobs.graders import speakers
     from onsa.programs.jobs.recipe import job_recipe, rate_times
     from onsa.programs.prepare import prepare
 
@@ -198,7 +213,8 @@ def _recipe(work: Work, folder: Path) -> Recipe:
     validation = None
     if order.validation_file is not None:
         validation = _fetched(work, order.validation_file, "validation_file", folder)
-    recipe = job_recipe(order, _base(work, order.model), training, validation)
+    named = speakers(work.database, work.job.project, work.job.id)
+    recipe = job_recipe(order, _base(work, order.model), training, validation, named)
     if (times := rate_times(order)) == 1:
         return recipe
     optimizer: Any = prepare(recipe).recipe.optimizer  # with its usual rate
@@ -225,13 +241,14 @@ def _fetched(work: Work, name: str, param: str, folder: Path) -> Path:
 
 def _base(work: Work, model: str) -> str:
     """What a job's model is called in a recipe: a tuned one is folded into a whole model first."""
-    alias = Aliases(work.database).find(work.job.project, model)
-    model = model if alias is None else alias.target(work.job.id)
     served = Models(work.database).find(work.job.project, model)
     if served is None:
         return model
     if not served.whole:
         raise DataError.of("job-of-checkpoint", key="model", value=model)
+    tuned = Path(served.folder) / MODEL
+    if not (tuned / ADAPTED).is_file():  # as a whole
+        return str(tuned)
     whole = Path(served.folder) / WHOLE
     if not whole.is_dir():
         from onsa.programs.fold import fold
@@ -246,17 +263,22 @@ def _told(work: Work) -> Iterator[None]:
     try:
         yield
     except StoreError as error:
-        if any(problem.code == "job-taken" for problem in error.problems):
+        codes = {problem.code for problem in error.problems}
+        if "job-taken" in codes:
             os._exit(LOST)
+        if "store-unreachable" in codes:  # no fault of the job's: another worker goes on with it
+            raise
         _fail(work, error)
     except OnsaError as error:
         _fail(work, error)
 
 
 def _fail(work: Work, error: OnsaError) -> None:
-    """A job that cannot be done, by a fault in what it was given: file, line, value and fix are named."""
+    """A job that cannot be done, by a fault in what it was given, or of this machine: file, line, value and fix are
+    named."""
     param = next((_param(work, problem) for problem in error.problems), None)
     code = "invalid_training_file" if param == "training_file" else "invalid_request_error"
+    code = "server_error" if isinstance(error, MachineError) else code
     message = "\n".join(_shown(work, str(problem)) for problem in error.problems)
     failed = {"code": code, "message": message, "param": param}
     work.jobs.end(work.lease, Status.FAILED, JobEvent(message, "error"), error=failed)
