@@ -102,8 +102,6 @@ def _param(fault: Mapping[str, Any], body: Any) -> str | None:
             value, param = value.get(part), f"{param}.{part}"
         elif isinstance(value, list) and isinstance(part, int) and part < len(value):
             value, param = value[part], f"{param}[{part}]"
-        else:
-            break
     return param.removeprefix(".") or None
 
 
