@@ -111,6 +111,42 @@ def test_tools_are_shown_and_not_trained(tokenizer: Any) -> None:
     assert "radar;" in tokenizer.decode(Chat().prompt(given, tokenizer))
 
 
+PLAIN = CHATML[CHATML.index("{% for m in messages") :]  # of a base that knows of no tools
+RADAR = {"type": "function", "function": {"name": "radar", "parameters": {"type": "object"}}}
+ASKED: list[dict[str, Any]] = [
+    {"role": "developer", "content": "Be brief."},
+    {"role": "user", "content": "rain?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"id": "c", "type": "function", "function": {"name": "radar", "arguments": '{"at": "sea"}'}}],
+    },
+    {"role": "tool", "tool_call_id": "c", "content": "wet"},
+    {"role": "assistant", "content": "yes"},
+]
+CALL = '<tool_call>\n{"name": "radar", "arguments": {"at": "sea"}}\n</tool_call><|im_end|>'
+
+
+def test_tools_and_calls_stand_in_the_text_where_the_template_has_no_place_for_them(tokenizer: Any) -> None:
+    given = Row({"messages": ASKED, "tools": [RADAR]}, "talk.jsonl", 3)
+    found = pieces(tokenizer, PLAIN, given, length=4096)
+    assert [text for text, trains in found if trains] == [CALL, "yes<|im_end|>"]
+    told = "".join(text for text, _ in found)
+    assert told.startswith("<|im_start|>system\nBe brief.\n\nYou may call functions.") and '"name": "radar"' in told
+    assert "<|im_start|>user\n<tool_response>\nwet\n</tool_response><|im_end|>" in told
+    bare = Row({"messages": ASKED[1:], "tools": [RADAR]}, "talk.jsonl", 3)
+    assert pieces(tokenizer, PLAIN, bare, length=4096)[0][0].startswith("<|im_start|>system\nYou may call functions.")
+    older = {"role": "assistant", "content": "", "function_call": {"name": "radar", "arguments": '{"at": "sea"}'}}
+    assert trained(tokenizer, PLAIN, Row({"messages": [ASKED[1], older]}, "talk.jsonl", 3)) == [CALL]
+
+
+def test_arguments_of_calls_are_objects_to_templates_that_know_them(tokenizer: Any) -> None:
+    knows = PLAIN.replace(
+        "{{ m['content'] }}", "{{ m['content'] }}{{ m.tool_calls[0].function.arguments.at if m.tool_calls }}"
+    )
+    assert trained(tokenizer, knows, Row({"messages": ASKED[1:3]}, "talk.jsonl", 3)) == ["sea<|im_end|>"]
+
+
 def test_a_long_conversation_is_cut_and_counted(tokenizer: Any) -> None:
     tokenizer.chat_template = CHATML
     whole = Chat().encode(row(TALK), tokenizer, 256)

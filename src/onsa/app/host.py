@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -43,11 +43,16 @@ CODES = {"prompt-too-long": "context_length_exceeded"}  # as OpenAI's clients kn
 
 @dataclass
 class Choice:
-    """One of the answers to a request, while it is being given. echo: the prompt's text, where it is to be told."""
+    """One of the answers to a request, while it is being given.
+
+    echo: the prompt's text, where it is to be told.
+    stops: tokens that end it.
+    """
 
     voice: Voice
     prompt: tuple[int, ...] = ()
     echo: str | None = None
+    stops: tuple[int, ...] = ()
     ticket: Ticket | None = None
     tokens: int = 0
     over: bool = False
@@ -90,6 +95,8 @@ class Answer:
         if isinstance(event, Said):
             choice.tokens += 1
             piece = choice.voice.heard(event)
+            if event.token in choice.stops:  # it says nothing
+                piece = replace(piece, tokens=())
             found = [_line(number, piece)] if piece.text or piece.tokens else []
             return [*found, *self._over(number, "stop", 0)] if piece.ended else found
         assert isinstance(event, Done), "there is nothing else"
@@ -222,7 +229,7 @@ class Host:
 def _taken(begun: Begun, loop: asyncio.AbstractEventLoop) -> Answer:
     """The answers to a request, which a network has taken; either all of them or none."""
     pairs = zip(begun.voices, begun.asks, strict=True)
-    answer = Answer([Choice(voice, ask.prompt, begun.echo) for voice, ask in pairs])
+    answer = Answer([Choice(voice, ask.prompt, begun.echo, ask.stops) for voice, ask in pairs])
     try:
         for number, (choice, ask) in enumerate(zip(answer.choices, begun.asks, strict=True)):
             choice.ticket = begun.submit(ask, _teller(loop, answer.news, number))
