@@ -129,6 +129,8 @@ def test_a_run_on_another_host_is_left_alone(store: Store) -> None:
     assert store.get("01234567").state is State.RUNNING
     with pytest.raises(StoreError, match="process 1 on elsewhere"):
         store.start("01234567")
+    # A job's worker knows better: its fence leaves nobody else at the run, whatever the host is called now.
+    assert store.start("01234567", fenced=True).state is State.RUNNING
 
 
 def _race(barrier: Barrier, results: "multiprocessing.Queue[tuple[str, bool]]") -> None:

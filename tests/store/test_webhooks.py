@@ -104,9 +104,10 @@ def test_what_is_not_taken_is_told_again_later(
     receiver.close()
 
 
-def test_after_many_times_it_is_given_up(database: Database) -> None:
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/nobody", "http://127.0.0.1:port/"])
+def test_after_many_times_it_is_given_up(database: Database, url: str) -> None:
     project, webhooks = Keys(database).project(), Webhooks(database)
-    webhooks.create(project, "http://127.0.0.1:9/nobody")
+    webhooks.create(project, url)
     with database.writing() as connection:
         webhooks.note(connection, project, "fine_tuning.job.failed", "ftjob-x")
     (delivery,) = webhooks.due()
