@@ -317,12 +317,6 @@ def test_what_fails_on_the_way_is_told_as_the_end_of_a_stream(served: Served, ch
             "hyperparameters.n_epochs",
             "invalid_value",
         ),
-        (
-            "/fine_tuning/jobs",
-            {"model": BASE, "training_file": "x", "method": {"type": "dpo", "supervised": {}}},
-            "training_file",
-            "file_not_found",
-        ),
     ],
 )
 def test_what_is_wrong_is_named_with_its_place(served: Served, path: str, body: Any, param: str, code: str) -> None:
@@ -331,17 +325,15 @@ def test_what_is_wrong_is_named_with_its_place(served: Served, path: str, body: 
     assert (raised.value.status_code, raised.value.param, raised.value.code) == (400, param, code)
 
 
-def test_settings_that_would_be_lost_are_refused(served: Served) -> None:
+def test_the_older_field_is_laid_under_the_methods_settings(served: Served) -> None:
     client = served.client()
     file = client.files.create(file=("a.jsonl", ROWS), purpose="fine-tune")
-    both: Any = {"type": "dpo", "supervised": {}}
-    with pytest.raises(openai.BadRequestError) as raised:
-        client.fine_tuning.jobs.create(model=BASE, training_file=file.id, method=both)
-    assert raised.value.param == "method.supervised"
-    with pytest.raises(openai.BadRequestError) as raised:
-        dpo: Any = {"type": "dpo"}
-        client.fine_tuning.jobs.create(model=BASE, training_file=file.id, method=dpo, hyperparameters={"n_epochs": 3})
-    assert raised.value.param == "hyperparameters"
+    method: Any = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "batch_size": 4}}}
+    older: Any = {"n_epochs": 3, "batch_size": 8}
+    job = client.fine_tuning.jobs.create(model=BASE, training_file=file.id, method=method, hyperparameters=older)
+    given: Any = job.method
+    found = given.dpo.hyperparameters
+    assert (found.n_epochs, found.batch_size, found.beta, found.learning_rate_multiplier) == (3, 4, 0.2, "auto")
 
 
 def test_no_body_is_read_without_a_key(served: Served) -> None:

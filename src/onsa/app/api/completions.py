@@ -157,7 +157,7 @@ async def create_completion(request: Request, key: Asker, service: Serving, body
     prompts = body.prompts()
     if len(prompts) > MOST_PROMPTS:
         raise RefusedError(400, say("api-many-prompts", most=MOST_PROMPTS), "prompt", "invalid_value")
-    if body.best_of is not None and body.best_of < (body.n or 1):
+    if body.best_of and body.best_of < (body.n or 1):
         raise RefusedError(400, say("api-best-of-less"), "best_of", "invalid_value")
     if body.stream and (body.best_of or 0) > (body.n or 1):
         raise RefusedError(400, say("api-best-of-stream"), "best_of", "invalid_value")

@@ -21,7 +21,6 @@ from onsa.app.api.objects import (
     permission_object,
 )
 from onsa.app.api.values import Metadata
-from onsa.programs.jobs.recipe import METHODS
 from onsa.spec.errors import MissingError
 from onsa.spec.messages import say
 from onsa.store.job import Order
@@ -139,25 +138,21 @@ def create_job(key: Trainer, service: Serving, body: JobCreate) -> Object:
 
 
 def _method(body: JobCreate) -> Object:
-    """The method of an order, with the settings of that method alone.
+    """The method of an order, with the settings of that method alone, over those of the older field.
 
     Raises:
         RefusedError: the method lacks its settings.
     """
     method = body.method or Method(type="supervised")
-    for other in METHODS:
-        if other != method.type and getattr(method, other) is not None:
-            raise RefusedError(400, say("api-other-method", type=method.type), f"method.{other}", "invalid_value")
     chosen = getattr(method, method.type)
-    if body.hyperparameters is not None and (chosen is not None or method.type != "supervised"):
-        raise RefusedError(400, say("api-two-places", type=method.type), "hyperparameters", "invalid_value")
     if chosen is None:
         if method.type == "reinforcement":
             raise RefusedError(400, say("api-no-grader"), "method.reinforcement", "missing_required_parameter")
-        chosen = Supervised(hyperparameters=body.hyperparameters) if method.type == "supervised" else Dpo()
+        chosen = Supervised() if method.type == "supervised" else Dpo()
     settings = chosen.model_dump(mode="json", exclude_none=True)
     usual = dict.fromkeys(Hyperparameters.model_fields, "auto")
-    settings["hyperparameters"] = {**usual, **settings.get("hyperparameters", {})}
+    older = {} if body.hyperparameters is None else body.hyperparameters.model_dump(exclude_none=True)
+    settings["hyperparameters"] = {**usual, **older, **settings.get("hyperparameters", {})}
     return {"type": method.type, method.type: settings}
 
 

@@ -8,10 +8,8 @@ from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict
 
 from onsa.app.api.access import Asker, Object, Serving
-from onsa.app.api.errors import RefusedError
 from onsa.app.api.objects import deleted, listed, metadata_wanted
 from onsa.app.api.values import Metadata
-from onsa.spec.messages import say
 from onsa.store.completions import Kept
 from onsa.store.records import Page
 
@@ -79,9 +77,7 @@ def completion_messages(
     messages = [_message(f"{kept.id}-{number}", message) for number, message in enumerate(kept.messages)]
     messages = messages[::-1] if page.order == "desc" else messages
     names = [message["id"] for message in messages]
-    if page.after is not None and page.after not in names:
-        raise RefusedError(404, say("api-no-message", value=page.after), "after", "not_found")
-    begin = names.index(page.after) + 1 if page.after else 0
+    begin = names.index(page.after) + 1 if page.after in names else 0
     end = begin + (page.limit or 0)
     return listed(messages[begin:end], end < len(messages))
 
