@@ -59,12 +59,13 @@ def show_problems(console: Console, problems: Iterable[Problem]) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Sequence[int] = ()) -> Any:
-    """A plain table; ``right`` are the columns of numbers."""
+    """A plain table; ``right`` are the columns of numbers. The first column's names stay in one piece, to be copied."""
     from rich.table import Table
 
     made = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(columns):
-        made.add_column(name, justify="right" if index in right else "left", overflow="fold")
+        side = "right" if index in right else "left"
+        made.add_column(name, justify=side, overflow="fold", no_wrap=index == 0)
     for row in rows:
         made.add_row(*(str(cell) for cell in row))
     return made

@@ -99,7 +99,7 @@ def list_keys(json: Json = False) -> None:
             key.name,
             ", ".join(sorted(key.scopes)),
             f"…{key.shown}",
-            datetime.fromtimestamp(key.created).strftime("%Y-%m-%d %H:%M"),
+            datetime.fromtimestamp(key.created).strftime("%Y-%m-%d"),
             say("key-revoked" if key.revoked else "key-good"),
         )
         for key in found
@@ -152,7 +152,7 @@ def jobs(json: Json = False) -> None:
             job.order.model,
             job.order.method["type"],
             say(f"job-{job.status.value}"),
-            datetime.fromtimestamp(job.created).strftime("%Y-%m-%d %H:%M"),
+            datetime.fromtimestamp(job.created).strftime("%m-%d %H:%M"),
             str(job.attempts),
         )
         for job in found
