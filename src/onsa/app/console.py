@@ -64,8 +64,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], right: Seque
 
     made = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(columns):
-        side = "right" if index in right else "left"
-        made.add_column(name, justify=side, overflow="fold", no_wrap=index == 0)
+        first = index == 0
+        made.add_column(name, justify="right" if index in right else "left", overflow="fold", no_wrap=first)
     for row in rows:
         made.add_row(*(str(cell) for cell in row))
     return made

@@ -128,7 +128,6 @@ def revoke(
 
 def jobs(json: Json = False) -> None:
     """The queue: jobs of all projects, the newest first."""
-    from datetime import datetime
 
     from onsa.app.api.objects import job_object
     from onsa.app.console import emit, out, table
@@ -144,7 +143,7 @@ def jobs(json: Json = False) -> None:
     if json:
         emit([job_object(job) for job in found])
         return
-    names = ["id", *(say(f"jobs-{name}") for name in ("project", "model", "method", "status", "created", "attempts"))]
+    names = ["id", *(say(f"jobs-{name}") for name in ("project", "model", "method", "status"))]
     rows = [
         (
             job.id,
@@ -152,8 +151,6 @@ def jobs(json: Json = False) -> None:
             job.order.model,
             job.order.method["type"],
             say(f"job-{job.status.value}"),
-            datetime.fromtimestamp(job.created).strftime("%m-%d %H:%M"),
-            str(job.attempts),
         )
         for job in found
     ]
