@@ -91,7 +91,7 @@ def test_fields_that_change_nothing_are_left_out() -> None:
     "recipe",
     [
         {"evaluate": {"judge": "x@https://example.com"}},
-        {"adaptation": {"kind": "peft", "type": "LORA"}},
+        {"adaptation": {"kind": "peft", "tuner": "vera"}},
         {"adaptation": {"kind": "prefix"}},
         {"data": "/etc/passwd"},
     ],

@@ -110,3 +110,15 @@ def test_a_full_queue_still_takes_who_has_little_in_it() -> None:
     assert not queue.full("b", 4)
     queue.put("b", 4)
     assert queue.full("b", 4) and queue.full("a", 4) and not queue.full("c", 4)
+
+
+def test_what_is_there_is_given_to_any_number_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_WAITING", 0)  # nobody may wait
+    residents = Residents(Slow(), 1)
+    with pytest.raises(Busy):
+        residents.open(target("a"))
+    monkeypatch.undo()
+    cast(Any, residents._engine).may.set()
+    there = residents.open(target("a"))[0]
+    monkeypatch.setattr(module, "MOST_WAITING", 0)
+    assert residents.open(target("a"))[0] is there

@@ -52,11 +52,13 @@ class Trying:
         return found
 
     def close(self) -> None:
-        """End it."""
-        with self._turn:
-            if self._process is not None:
-                self._process.kill()
-                self._left(self._process)
+        """End it, also in the middle of something: who waits for that hears so."""
+        process = self._process
+        if process is not None:
+            process.kill()
+            with self._turn:
+                if self._process is process:
+                    self._left(process)
 
     def _said(self, asked: str) -> str:
         """Its answer; nothing where it was ended."""

@@ -51,31 +51,35 @@ def grade(asked: Mapping[str, Any]) -> dict[str, Any]:
     sample = Sample(
         prompt=(), text="", item=asked["item"] or {}, answer=said, tokens=len(said.split()), ended=True, place=("", 0)
     )
-    scores: dict[str, float] = {}
+    inner: dict[str, float] = {}
     try:
-        for name, one in {reward.label: reward, **_inner(reward)}.items():
-            given = float(one.open(Runs())([sample])[0])
-            scores[name] = given if math.isfinite(given) else 0.0
+        if isinstance(reward, Multi):
+            inner = {name: _number(one, sample) for name, one in reward.rewards.items()}
+            value = _finite(reward.together(inner))
+        else:
+            value = _number(reward, sample)
     except (SandboxError, OnsaError) as error:
         errors |= _told(error)
     except Exception:  # a grader's template is the user's own
         errors["invalid_variable_error"] = True
-    value = scores.pop(reward.label, 0.0)
     metadata = {
         "name": asked["grader"].get("name") or reward.label,
         "type": asked["grader"].get("type") or reward.kind,
         "errors": errors,
         "execution_time": time.monotonic() - began,
-        "scores": {reward.label: value, **scores},
+        "scores": {reward.label: value, **inner},
         "token_usage": None,
         "sampled_model_name": None,
     }
-    return {"reward": value, "metadata": metadata, "sub_rewards": scores, "model_grader_token_usage_per_model": {}}
+    return {"reward": value, "metadata": metadata, "sub_rewards": inner, "model_grader_token_usage_per_model": {}}
 
 
-def _inner(reward: Reward) -> dict[str, Reward]:
-    """The graders that one puts together."""
-    return {name: cast(Reward, one) for name, one in reward.graders.items()} if isinstance(reward, Multi) else {}
+def _number(reward: Reward, sample: Sample) -> float:
+    return _finite(float(reward.open(Runs())([sample])[0]))
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
 
 
 def _told(error: Exception) -> dict[str, Any]:

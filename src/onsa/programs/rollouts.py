@@ -55,14 +55,14 @@ class Runs:
         if endpoint is not None:
             return lambda messages: endpoint.says(messages, most)
         if ref in catalog():
-            return _least(load_run(Path(), base_recipe(ref), tuned=False), most)
+            return _brief(load_run(Path(), base_recipe(ref), tuned=False), most)
         run, recipe = open_run(ref)
         if not cast(Task, recipe.task).talks:
             raise StoreError.of("run-not-chat", file=run.id, task=cast(Task, recipe.task).kind)
-        return _least(load(run), most)
+        return _brief(load(run), most)
 
 
-def _least(predictor: Predictor, most: int) -> Callable[[list[dict[str, str]]], str]:
+def _brief(predictor: Predictor, most: int) -> Callable[[list[dict[str, str]]], str]:
     """A model that says so many tokens at most."""
     return replace(predictor, max_new_tokens=min(most, predictor.max_length // 2)).chat
 

@@ -49,19 +49,24 @@ class Multi(Reward):
             raise PydanticCustomError("formula-refused", "formula-refused", values) from None
         return self
 
+    @property
+    def rewards(self) -> dict[str, Reward]:
+        """What it puts together."""
+        return {name: one for name, one in self.graders.items() if isinstance(one, Reward)}
+
+    def together(self, given: Mapping[str, float]) -> float:
+        """What the formula makes of the rewards' numbers for one answer."""
+        values = {name: self.rewards[name].weight * number for name, number in given.items()}
+        known = {"__builtins__": {}, **FUNCTIONS, **values}
+        return float(eval(self.calculate_output, known))  # nothing is in it but what is allowed
+
     def open(self, access: Access) -> Grader:
-        rewards: dict[str, Reward] = {name: one for name, one in self.graders.items() if isinstance(one, Reward)}
-        opened = {name: reward.open(access) for name, reward in rewards.items()}
-        formula = compile(self.calculate_output, "calculate_output", "eval")
+        opened = {name: reward.open(access) for name, reward in self.rewards.items()}
 
         def grade(samples: Sequence[Sample]) -> list[float]:
             graded = {name: grader(samples) for name, grader in opened.items()}
-            found = []
-            for index in range(len(samples)):
-                values = {name: rewards[name].weight * given[index] for name, given in graded.items()}
-                known = {"__builtins__": {}, **FUNCTIONS, **values}
-                found.append(float(eval(formula, known)))  # nothing is in it but what is allowed
-            return found
+            answers = range(len(samples))
+            return [self.together({name: given[index] for name, given in graded.items()}) for index in answers]
 
         return grade
 

@@ -151,10 +151,10 @@ class State:
     tokens: int
     prefix_hits: int
     prefix_tokens: int
-    prefix_bytes: int
-    slots_tokens: int
-    given_up: int
     adapters: tuple[str, ...]
+    prefix_bytes: int = 0
+    slots_tokens: int = 0
+    given_up: int = 0
 
 
 class Ticket(Protocol):

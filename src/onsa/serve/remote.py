@@ -120,9 +120,6 @@ class Remote:
             tokens=self._tokens,
             prefix_hits=self._prefix_hits,
             prefix_tokens=self._prefix_tokens,
-            prefix_bytes=0,
-            slots_tokens=0,
-            given_up=0,
             adapters=tuple(self._adapters),
         )
 

@@ -159,6 +159,10 @@ class Residents:
 
     def _resident(self, key: str, load: Callable[[], Resident]) -> Resident:
         with self._lock:
+            there = self._residents.get(key)
+            if there is not None and there.answers.alive:
+                there.used = time.monotonic()
+                return there
             loading = self._loading.setdefault(key, threading.Lock())
             if self._waiting[key] >= MOST_WAITING:
                 raise Busy(REST_S)
@@ -192,14 +196,13 @@ class Residents:
             Busy: all are asked.
         """
         with self._lock:
-            gone = [resident for name, resident in self._residents.items() if name == key]  # it has ended by itself
-            self._residents.pop(key, None)
-            idle = [name for name, resident in self._residents.items() if resident.idle]
-            idle.sort(key=lambda name: self._residents[name].used)
-            over = len(self._residents) + len(self._opening) - self._most + 1
+            others = {name: resident for name, resident in self._residents.items() if name != key}
+            idle = sorted((name for name in others if others[name].idle), key=lambda name: others[name].used)
+            over = len(others) + len(self._opening) - self._most + 1
             if len(idle) < over:
                 raise Busy(REST_S)
-            gone += [self._residents.pop(name) for name in idle[: max(0, over)]]
+            ended = [key] if key in self._residents else []
+            gone = [self._residents.pop(name) for name in [*ended, *idle[: max(0, over)]]]
             self._opening.add(key)
         for resident in gone:
             resident.answers.close()

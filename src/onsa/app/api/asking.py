@@ -180,7 +180,7 @@ class Models:
         try:
             request = self._client.build_request("POST", path, json=asked)
         except ValueError:  # half a letter, or a number that is none, somewhere in it
-            raise RefusedError(400, say("api-not-json", reason="NaN, or half a letter"), code="invalid_value") from None
+            raise RefusedError(400, say("api-not-text"), code="invalid_value") from None
         try:
             response = await self._client.send(request, stream=True)
         except httpx2.TransportError:

@@ -34,9 +34,7 @@ def job_recipe(order: Order, base: str, training: Path, validation: Path | None,
         RecipeError: a setting that cannot be followed.
     """
     kind = order.method["type"]
-    settings = order.method.get(kind) or {}
-    chosen = settings.get("hyperparameters") or {}
-    given = {name: value for name, value in chosen.items() if value not in (None, AUTO)}
+    settings, given = order.method.get(kind) or {}, _given(order)
     recipe: dict[str, Any] = {
         "model": base,
         "data": {"path": str(training), "validation": str(validation) if validation else None, "split": "1:0:0"},
@@ -51,16 +49,32 @@ def job_recipe(order: Order, base: str, training: Path, validation: Path | None,
     for section, value in (settings.get("recipe") or {}).items():
         if section not in OPEN_SECTIONS:
             raise RecipeError(unknown("job-section", section, OPEN_SECTIONS, key=f"method.{kind}.recipe.{section}"))
-        if section == "adaptation" and isinstance(value, Mapping) and value.get("kind") == "peft":  # may name any file
-            raise RecipeError(unknown("job-section", "adaptation.kind", OPEN_SECTIONS, key=f"method.{kind}.recipe"))
-        if section == "evaluate" and isinstance(value, Mapping) and "judge" in value:  # a run, or any address
-            named_so = {"key": f"method.{kind}.recipe.evaluate.judge"}
-            raise RecipeError(unknown("job-section", "evaluate.judge", OPEN_SECTIONS, **named_so))
         recipe[section] = {**recipe.get(section, {}), **value} if isinstance(value, Mapping) else value
     made = parse_recipe(recipe)
-    if (adaptation := cast(Adaptation, made.adaptation)).places():
-        raise RecipeError.of("job-soft-prompt", key=f"method.{kind}.recipe.adaptation", value=adaptation.kind)
+    _harmless(made, f"method.{kind}.recipe")
     return made
+
+
+def _harmless(recipe: Recipe, key: str) -> None:
+    """Refuse what a job may not set within the sections that it may.
+
+    Raises:
+        RecipeError: a judge, which is a run or any address; an adaptation that may name files, or adds tokens.
+    """
+    adaptation = cast(Adaptation, recipe.adaptation)
+    if recipe.evaluate.judge is not None:
+        raise RecipeError(unknown("job-section", "evaluate.judge", OPEN_SECTIONS, key=f"{key}.evaluate.judge"))
+    if adaptation.kind == "peft":
+        raise RecipeError(unknown("job-section", "adaptation: peft", OPEN_SECTIONS, key=f"{key}.adaptation"))
+    if adaptation.places():
+        raise RecipeError.of("job-soft-prompt", key=f"{key}.adaptation", value=adaptation.kind)
+
+
+def _given(order: Order) -> dict[str, Any]:
+    """The hyperparameters that an order does not leave to us."""
+    settings = order.method.get(order.method["type"]) or {}
+    given = (settings.get("hyperparameters") or {}).items()
+    return {name: value for name, value in given if value not in (None, AUTO)}
 
 
 def chosen(order: Order, recipe: Recipe) -> dict[str, Any]:
@@ -68,18 +82,13 @@ def chosen(order: Order, recipe: Recipe) -> dict[str, Any]:
     kind, train = order.method["type"], recipe.train
     settings = order.method.get(kind) or {}
     found = {"n_epochs": train.epochs, "batch_size": train.batch_rows, "learning_rate_multiplier": 1.0}
-    given = {
-        name: value for name, value in (settings.get("hyperparameters") or {}).items() if value not in (None, AUTO)
-    }
     numbers = {name: AUTO if value is None else value for name, value in found.items()}
-    return {"type": kind, kind: {**settings, "hyperparameters": {**numbers, **given}}}
+    return {"type": kind, kind: {**settings, "hyperparameters": {**numbers, **_given(order)}}}
 
 
 def rate_times(order: Order) -> float:
     """What the usual learning rate is multiplied by."""
-    settings = order.method.get(order.method["type"]) or {}
-    times = (settings.get("hyperparameters") or {}).get("learning_rate_multiplier")
-    return 1.0 if times in (None, AUTO) else float(times)
+    return float(_given(order).get("learning_rate_multiplier", 1.0))
 
 
 def _supervised(recipe: dict[str, Any], given: Mapping[str, Any]) -> None:

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 BEATS = 5  # in the time of a lease
 LEAST_ROWS = 10  # of a training file
 SERVED, MODEL, WHOLE = "served", "model", "whole"  # in a run's folder: checkpoints that answer, and itself folded
-ADAPTED = "adapter_config.json"
 LOST = 75  # the exit status of a worker that had lost its job (EX_TEMPFAIL)
 
 
@@ -246,8 +245,10 @@ def _base(work: Work, model: str) -> str:
         return model
     if not served.whole:
         raise DataError.of("job-of-checkpoint", key="model", value=model)
+    from onsa.serve.adapters import CONFIG
+
     tuned = Path(served.folder) / MODEL
-    if not (tuned / ADAPTED).is_file():  # as a whole
+    if not (tuned / CONFIG).is_file():  # as a whole
         return str(tuned)
     whole = Path(served.folder) / WHOLE
     if not whole.is_dir():
