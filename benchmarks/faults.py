@@ -46,8 +46,8 @@ def place_base(home: Path) -> None:
     from onsa.store.models import Models
 
     folder = home / "base"
-    (folder / "whole").mkdir(parents=True)
-    tiny.make_llama(folder / "whole")
+    (folder / "model").mkdir(parents=True)
+    tiny.make_llama(folder / "model")
     with Database(f"sqlite:///{home / 'onsa.db'}") as database:
         project = Keys(database).project()
         with database.writing() as connection:
