@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from transformers import GPT2Config
 
 import decoders
+from onsa.adaptations.lora import Lora
 from onsa.models.load import quiet
-from onsa.serve.adapters import Adapter
+from onsa.serve.adapters import Adapter, joined
 from onsa.serve.stacked import Stacked, Stacks, check, grouped
+from onsa.spec.errors import ModelError
 
 # What adapters may differ in: ranks, scales, the matrices that they adapt.
 KINDS: list[dict[str, Any]] = [
@@ -220,6 +222,41 @@ def test_matrices_of_another_kind_are_refused(adapters: dict[str, Adapter], tmp_
     )
     with pytest.raises(ValueError, match="Conv1D"):
         check(odd, network)
+
+
+def cut(model: Path) -> None:
+    whole = (model / FILE.name).read_bytes()
+    (model / FILE.name).write_bytes(whole[: len(whole) // 2])
+
+
+def pickled(model: Path) -> None:
+    torch.save(load_file(model / FILE.name), model / "adapter_model.bin")
+    (model / FILE.name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (cut, "weights-damaged"),
+        (lambda model: (model / FILE.name).write_bytes(b"no safetensors"), "weights-damaged"),
+        (pickled, "weights-pickled"),
+        (lambda model: (model / FILE.name).unlink(), "weights-missing"),
+        (lambda model: (model / "adapter_config.json").write_text("{"), "model-json-unreadable"),
+    ],
+)
+def test_damaged_files_are_told_and_no_pickle_is_read(
+    damage: Callable[[Path], Any], code: str, adapters: dict[str, Adapter], tmp_path: Path
+) -> None:
+    odd = broken(adapters, tmp_path, dict)
+    damage(odd.folders[0] / "model")
+    for read in (
+        lambda: check(odd, decoders.network()),
+        lambda: joined(decoders.network(), {"odd": odd.folders[0]}),
+        lambda: Lora().reload(decoders.network(), odd.folders[0] / "model"),
+    ):
+        with pytest.raises(ModelError) as caught:
+            read()
+        assert caught.value.problems[0].code == code
 
 
 def test_groups_leave_nothing_out() -> None:

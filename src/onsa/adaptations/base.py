@@ -23,9 +23,11 @@ from onsa.models.heads import Head
 from onsa.models.load import first_line, quiet
 from onsa.models.names import matching
 from onsa.models.quantize import is_quantised
+from onsa.models.weights import read_json, whole_file
 from onsa.spec.component import Component
 from onsa.spec.errors import ModelError, OnsaError, RecipeError
 
+FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"  # as PEFT names them
 TIES = "ensure_weight_tying"  # PEFT's setting that keeps embeddings and the output layer one weight
 RATE_WIDTH = 384  # the width of hidden states at which rates of whole matrices are stated
 
@@ -255,8 +257,15 @@ class PeftAdapter(Adaptation):
         tokenizer.save_pretrained(folder)
 
     def reload(self, network: nn.Module, folder: Path) -> nn.Module:
+        """As in the base class.
+
+        Raises:
+            ModelError: the files are not there, or damaged.
+        """
         from peft import PeftConfig, PeftModel
 
+        read_json(folder / CONFIG)
+        whole_file(folder, FILE)  # where it is missing, PEFT would read a pickle
         with hushed():
             soft = PeftConfig.from_pretrained(folder).is_prompt_learning
             adapted: nn.Module = PeftModel.from_pretrained(network, folder, is_trainable=not soft)

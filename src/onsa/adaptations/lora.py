@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 from torch import Tensor, nn
 
-from onsa.adaptations.base import PeftAdapter, hushed
+from onsa.adaptations.base import FILE, PeftAdapter, hushed
 from onsa.models.heads import Head
 from onsa.models.lowering import base_network
 from onsa.models.quantize import is_quantised, rounding_lost
@@ -24,7 +24,6 @@ from onsa.spec.errors import ModelError, RecipeError
 
 INITS = ("default", "gaussian", "orthogonal", "olora", "pissa", "pissa_niter_4", "loftq")
 FAST_PISSA = re.compile(r"pissa_niter_\d+")
-FILE = "adapter_model.safetensors"
 START = "adapter_at_start"  # where a network keeps what its adapter began from
 
 Expression = Annotated[str, Field(min_length=1)]

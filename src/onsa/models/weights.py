@@ -15,7 +15,6 @@ from onsa.store.home import home
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-HEADER_LIMIT_BYTES = 100_000_000  # the format's own limit
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -33,10 +32,26 @@ def weight_files(folder: Path) -> list[Path]:
                 raise ModelError.of("weights-incomplete", file=str(folder), missing=name)
         if names:
             return [folder / name for name in names]
+    raise _missing(folder, SINGLE)
+
+
+def whole_file(folder: Path, name: str) -> Path:
+    """A safetensors file that a folder has to have, once it is sure that it is whole.
+
+    Raises:
+        ModelError: it is not there (pickles are refused by name), cut off or no safetensors.
+    """
+    if not (folder / name).is_file():
+        raise _missing(folder, name)
+    list(_tensors(folder / name))
+    return folder / name
+
+
+def _missing(folder: Path, wanted: str) -> ModelError:
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
-        raise ModelError.of("weights-pickled", file=str(folder), found=", ".join(pickles[:3]))
-    raise ModelError.of("weights-missing", file=str(folder), wanted=SINGLE)
+        return ModelError.of("weights-pickled", file=str(folder), found=", ".join(pickles[:3]))
+    return ModelError.of("weights-missing", file=str(folder), wanted=wanted)
 
 
 def parameters(folder: Path) -> int:
@@ -46,10 +61,10 @@ def parameters(folder: Path) -> int:
         ModelError: a file is cut off or no safetensors.
     """
     return sum(
-        math.prod(tensor["shape"])
+        math.prod(shape)
         for file in weight_files(folder)
-        for tensor in _tensors(file)
-        if tensor["dtype"].startswith(("F", "BF"))
+        for dtype, shape in _tensors(file)
+        if dtype.startswith(("F", "BF"))
     )
 
 
@@ -99,22 +114,14 @@ def _known(place: Path) -> dict[str, list[Any]]:
     return known if isinstance(known, dict) else {}
 
 
-def _tensors(file: Path) -> Iterator[dict[str, Any]]:
-    """What the header says about each tensor, once it is sure that the file holds all of them.
+def _tensors(file: Path) -> Iterator[tuple[str, list[int]]]:
+    """Type and shape of each tensor, from the header, once it is sure that the file holds all of them."""
+    from safetensors import SafetensorError, safe_open
 
-    The format: eight bytes with the header's length (little-endian), the header as JSON, then the tensors' bytes.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if length > min(HEADER_LIMIT_BYTES, size):
-            raise ModelError.of("weights-damaged", file=str(file))
-        try:
-            header = json.loads(opened.read(length))
-            tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
-            end = max((tensor["data_offsets"][1] for tensor in tensors), default=0)
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise ModelError.of("weights-damaged", file=str(file)) from None
-    if size != 8 + length + end:
-        raise ModelError.of("weights-damaged", file=str(file))
-    yield from tensors
+    try:
+        with safe_open(file, "np") as opened:
+            parts = [opened.get_slice(name) for name in opened.keys()]  # noqa: SIM118
+            found = [(part.get_dtype(), part.get_shape()) for part in parts]
+    except (OSError, SafetensorError):
+        raise ModelError.of("weights-damaged", file=str(file)) from None
+    yield from found

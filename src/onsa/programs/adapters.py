@@ -8,10 +8,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
+from onsa.adaptations.base import CONFIG
 from onsa.evaluate.document import read_document
 from onsa.models.fetch import Located, locate
 from onsa.programs.report import METRICS
-from onsa.serve.adapters import CONFIG, Adapter, obstacles, settings
+from onsa.serve.adapters import Adapter, obstacles, settings
 from onsa.serve.predictor import MODEL
 from onsa.spec.errors import Problem, StoreError
 from onsa.spec.recipe import Recipe, parse_recipe

@@ -18,18 +18,19 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from onsa.adaptations.base import CONFIG, FILE
 from onsa.adaptations.lora import Lora
 from onsa.models.batch import collate
 from onsa.models.fetch import locate
 from onsa.models.heads import Head
 from onsa.models.load import load, load_tokenizer, quiet, tokenizer_hash
 from onsa.models.policy import Policy
+from onsa.models.weights import read_json, whole_file
 from onsa.serve.predictor import BATCH_ROWS, MODEL, Predictor, deployed, load_run, predictor
 from onsa.serve.prompter import Given, checked
 from onsa.spec.recipe import Recipe
 from onsa.tasks.base import Task
 
-CONFIG = "adapter_config.json"
 # What may differ from LoRA's usual settings without changing how an adapter is computed beside others.
 HARMLESS = {
     *("base_model_name_or_path", "revision", "peft_version", "auto_mapping", "inference_mode", "task_type"),
@@ -63,9 +64,21 @@ class Question:
 
 
 def settings(folder: Path) -> dict[str, Any]:
-    """PEFT's configuration of a run's adapter."""
-    document: dict[str, Any] = json.loads((folder / MODEL / CONFIG).read_text(encoding="utf-8"))
-    return document
+    """PEFT's configuration of a run's adapter.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    return read_json(folder / MODEL / CONFIG)
+
+
+def adapter_file(folder: Path) -> Path:
+    """The file of a run's adapter.
+
+    Raises:
+        ModelError: it is not there, or damaged.
+    """
+    return whole_file(folder / MODEL, FILE)
 
 
 def obstacles(folder: Path, recipe: Recipe) -> list[str]:
@@ -198,13 +211,19 @@ def open_adapters(adapters: Sequence[Adapter]) -> Answering:
 
 
 def joined(network: nn.Module, folders: Mapping[str, Path]) -> nn.Module:
-    """A network with the adapters of some runs in it, by PEFT's name; ``requires_grad`` marks what was tuned."""
+    """A network with the adapters of some runs in it, by PEFT's name; ``requires_grad`` marks what was tuned.
+
+    Raises:
+        ModelError: files of one are not there, or damaged.
+    """
     from peft import PeftModel
 
     adapted: Any = None
     tuned: set[str] = set()
     with quiet():
         for name, folder in folders.items():
+            settings(folder)
+            adapter_file(folder)
             if adapted is None:
                 adapted = PeftModel.from_pretrained(network, folder / MODEL, adapter_name=name, is_trainable=True)
             else:

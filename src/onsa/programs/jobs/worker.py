@@ -245,7 +245,7 @@ def _base(work: Work, model: str) -> str:
         return model
     if not served.whole:
         raise DataError.of("job-of-checkpoint", key="model", value=model)
-    from onsa.serve.adapters import CONFIG
+    from onsa.adaptations.base import CONFIG
 
     tuned = Path(served.folder) / MODEL
     if not (tuned / CONFIG).is_file():  # as a whole
