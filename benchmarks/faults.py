@@ -34,6 +34,7 @@ from openai import OpenAI
 from benchmarks.served import ENDS, service
 
 BASE, STEPS, SAVE = "tiny", 240, 20
+RESTING = (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED)
 MODULES = {"web": "onsa.app.web", "supervisor": "onsa.programs.jobs.supervisor", "worker": "onsa.programs.jobs.worker"}
 
 
@@ -87,10 +88,10 @@ def ended(client: OpenAI, job: str, meanwhile: Callable[[], None], limit_s: floa
 
 
 def running(process: psutil.Process, kind: str) -> psutil.Process | None:
-    """A process of a kind."""
+    """A process of a kind that is not stopped."""
     for child in process.children(recursive=True):
         with suppress(psutil.Error):
-            if child.status() != psutil.STATUS_ZOMBIE and MODULES[kind] in child.cmdline():
+            if child.status() not in RESTING and MODULES[kind] in child.cmdline():
                 return child
     return None
 
@@ -133,29 +134,31 @@ def kills(client: OpenAI, home: Path, process: psutil.Process, file: str, times:
 
 
 def stops(client: OpenAI, home: Path, process: psutil.Process, file: str, times: int, plain: str) -> dict[str, Any]:
-    """Stop workers past their lease, and let them go on."""
-    dice, wrong, woken, seen = random.Random(8), list[str](), 0, set[int]()
-    for _ in range(times):
-        job, victim, began = order(client, file), None, time.monotonic()
-        due = began + dice.uniform(2, 8)
+    """Stop workers past their lease, and let them go on once another has their job."""
+    dice, wrong, jobs, woken = random.Random(8), list[str](), 0, list[psutil.Process]()
+    while len(woken) < times:
+        job, due, jobs = order(client, file), time.monotonic() + dice.uniform(2, 8), jobs + 1
+        victim: psutil.Process | None = None
 
         def strike(due: float = due) -> None:
-            nonlocal victim, woken
-            if victim is None and time.monotonic() > due:
-                victim = running(process, "worker")
-                if victim is not None:
-                    victim.suspend()
-            elif victim is not None and victim.pid not in seen:
-                now = running(process, "worker")
-                if now is not None and now.pid != victim.pid:
-                    seen.add(victim.pid)
-                    woken += 1
-                    with suppress(psutil.Error):
-                        victim.resume()
+            nonlocal victim
+            worker = running(process, "worker")
+            if worker is None or time.monotonic() < due:
+                return
+            if victim is None:
+                worker.suspend()
+                victim = worker
+            elif victim not in woken:  # this worker is another
+                victim.resume()
+                woken.append(victim)
 
         wrong += check(client, home, job, ended(client, job, strike), plain)
-        print(f"stopped {woken} times, wrong {len(wrong)}", file=sys.stderr, flush=True)
-    return {"jobs": times, "woken": woken, "wrong": wrong}
+        if victim is not None and victim not in woken:
+            wrong.append(f"{job}: ended while its worker was stopped")
+            victim.resume()
+            woken.append(victim)
+        print(f"{jobs} jobs, woken {len(woken)}, wrong {len(wrong)}", file=sys.stderr, flush=True)
+    return {"jobs": jobs, "woken": len(woken), "wrong": wrong}
 
 
 def races(client: OpenAI, file: str, times: int) -> dict[str, Any]:
