@@ -6,8 +6,9 @@ nobody disturbed.
 
 A tiny language model is tuned by jobs of the same order, so that all end with the same bytes. While they run, the HTTP
 API, the supervisor and the worker are killed (SIGKILL) at random moments, each as often as was said. Then workers are
-stopped (SIGSTOP) until their lease has run out and another has the job, and go on (SIGCONT). Last, users pause, resume
-and cancel jobs from several threads at once.
+stopped (SIGSTOP) until their lease has run out and another has the job, and go on (SIGCONT); they look as if they were
+on another machine, since the supervisor would kill them on its own. Last, users pause, resume and cancel jobs from
+several threads at once.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import hashlib
 import json
 import os
 import random
+import sqlite3
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -133,6 +135,15 @@ def kills(client: OpenAI, home: Path, process: psutil.Process, file: str, times:
     return {"jobs": jobs, "kills": dict(done), "wrong": wrong}
 
 
+def sent_away(home: Path, job: str) -> bool:
+    """Let a job's worker look as if it were on another machine, where the supervisor cannot kill it."""
+    with closing(sqlite3.connect(home / "onsa.db", timeout=1)) as database, database:
+        try:
+            return database.execute("UPDATE jobs SET host = 'elsewhere' WHERE id = ?", (job,)).rowcount == 1
+        except sqlite3.OperationalError:  # it was stopped while it wrote
+            return False
+
+
 def stops(client: OpenAI, home: Path, process: psutil.Process, file: str, times: int, plain: str) -> dict[str, Any]:
     """Stop workers past their lease, and let them go on once another has their job."""
     dice, wrong, jobs, woken = random.Random(8), list[str](), 0, list[psutil.Process]()
@@ -140,14 +151,17 @@ def stops(client: OpenAI, home: Path, process: psutil.Process, file: str, times:
         job, due, jobs = order(client, file), time.monotonic() + dice.uniform(2, 8), jobs + 1
         victim: psutil.Process | None = None
 
-        def strike(due: float = due) -> None:
+        def strike(due: float = due, job: str = job) -> None:
             nonlocal victim
             worker = running(process, "worker")
             if worker is None or time.monotonic() < due:
                 return
             if victim is None:
                 worker.suspend()
-                victim = worker
+                if sent_away(home, job):
+                    victim = worker
+                else:
+                    worker.resume()
             elif victim not in woken:  # this worker is another
                 victim.resume()
                 woken.append(victim)
@@ -157,6 +171,7 @@ def stops(client: OpenAI, home: Path, process: psutil.Process, file: str, times:
             wrong.append(f"{job}: ended while its worker was stopped")
             victim.resume()
             woken.append(victim)
+        wrong += [f"{job}: worker {one.pid} lives on" for one in woken if one.is_running()]
         print(f"{jobs} jobs, woken {len(woken)}, wrong {len(wrong)}", file=sys.stderr, flush=True)
     return {"jobs": jobs, "woken": len(woken), "wrong": wrong}
 

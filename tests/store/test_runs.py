@@ -12,7 +12,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from onsa.spec.errors import StoreError
 from onsa.store import schema
@@ -256,6 +256,16 @@ def test_sqlite_is_set_for_several_processes(store: Store) -> None:
     with Database() as database, database.reading() as connection:
         for pragma, value in {"journal_mode": "wal", "foreign_keys": 1, "busy_timeout": 30000}.items():
             assert connection.exec_driver_sql(f"PRAGMA {pragma}").scalar() == value
+
+
+@pytest.mark.skipif("ONSA_TEST_DB" not in os.environ, reason="of PostgreSQL")
+def test_who_stands_still_while_writing_does_not_keep_others_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onsa.store.database.BUSY_S", 0.3)
+    with Database() as stopped, Database() as other, pytest.raises(StoreError), stopped.writing() as connection:
+        connection.execute(update(schema.schema).values(version=99))
+        with other.writing() as second:
+            assert second.scalar(select(schema.schema.c.version)) != 99
+        connection.execute(select(schema.schema))
 
 
 def test_the_store_starts_without_heavy_imports() -> None:

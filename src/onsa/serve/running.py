@@ -18,6 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from onsa.models.few_rows import turn
 from onsa.models.load import first_line
 from onsa.models.lowering import base_network, soft_prompt
 from onsa.models.policy import Policy
@@ -138,6 +139,7 @@ class Running:
             with self._policy.autocast():
                 wanted_V = network(input_ids=token_T[None].to(device), use_cache=False).logits[0, -1].float()
                 attend_by_slots(network)
+                turn(network)
                 for _ in range(2):
                     slots.open(PROBED)
                 self._forward(slots.reading, (), [tokens[:9], tokens[:11]], None)

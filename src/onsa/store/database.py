@@ -118,6 +118,9 @@ def _engine(url: str) -> Engine:
 def _postgresql(url: URL) -> Engine:
     if url.drivername == "postgresql":
         url = url.set(drivername="postgresql+psycopg")
+    # One that stands still in a transaction, or whose machine is gone, would keep all others from writing.
+    idle = f"-c idle_in_transaction_session_timeout={int(BUSY_S * 1000)}"
+    url = url.update_query_dict({"options": f"{url.query.get('options', '')} {idle}".strip()})
     engine = create_engine(url, pool_pre_ping=True)
 
     @event.listens_for(engine, "begin")
