@@ -35,6 +35,7 @@ from openai import OpenAI
 
 from benchmarks.served import ENDS, service
 
+STATES = ("validating_files", "queued", "running", *ENDS)
 BASE, STEPS, SAVE = "tiny", 240, 20
 RESTING = (psutil.STATUS_ZOMBIE, psutil.STATUS_STOPPED)
 MODULES = {"web": "onsa.app.web", "supervisor": "onsa.programs.jobs.supervisor", "worker": "onsa.programs.jobs.worker"}
@@ -176,6 +177,12 @@ def stops(client: OpenAI, home: Path, process: psutil.Process, file: str, times:
     return {"jobs": jobs, "woken": len(woken), "wrong": wrong}
 
 
+def reach(client: OpenAI, job: str, state: str) -> None:
+    """Wait until a job has come to a state, or past it."""
+    while STATES.index(state) > STATES.index(client.fine_tuning.jobs.retrieve(job).status):
+        time.sleep(0.05)
+
+
 def races(client: OpenAI, file: str, times: int) -> dict[str, Any]:
     """Pause, resume and cancel from several threads at once; refusals are conflicts, and every job ends cancelled."""
     dice, wrong, answers = random.Random(9), list[str](), Counter[str]()
@@ -191,7 +198,8 @@ def races(client: OpenAI, file: str, times: int) -> dict[str, Any]:
         job = order(client, file)
         last = "cancel" if number % 3 else "pause"
         names = [dice.choice(("pause", "resume", "pause", "resume", last)) for _ in range(10)]
-        time.sleep(dice.uniform(0, 9))  # so that it is being validated, waits or runs
+        reach(client, job, STATES[number // 10 % len(STATES)])
+        time.sleep(dice.uniform(0, 2))
         with ThreadPoolExecutor(5) as pool:
             answers.update(pool.map(call, names, [job] * len(names)))
         with suppress(openai.ConflictError):
