@@ -55,7 +55,8 @@ def described(client: OpenAI, cases: int) -> dict[str, Any]:
     operations = httpx2.get(f"{root}/openapi.json").json()["paths"]
     count = sum(len(methods) for methods in operations.values())
     each = -(-cases // count)
-    given = ["-c", "not_a_server_error", "--phases", "coverage,fuzzing", "-n", str(each), "--workers", "2", "--seed", "7"]
+    given = ["-c", "not_a_server_error", "--phases", "coverage,fuzzing", "-n", str(each), "--seed", "7"]
+    given += ["--workers", "2"]
     header = ["-H", f"Authorization: Bearer {client.api_key}"]
     command = [str(tool), "run", f"{root}/openapi.json", *given, *header, "--no-color", "--request-timeout", "120"]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
