@@ -38,26 +38,40 @@ def turned(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     return y_NO if bias_O is None else y_NO.add_(bias_O)
 
 
+Pays = Sequence[bool]
 WAYS = {"straight": straight, "turned": turned}
+
+
+def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, pays: Pays) -> Tensor:
+    """``x Wᵀ + b``, the way that pays."""
+    rows = len(x_NI)
+    return (turned if rows < len(pays) and pays[rows] else straight)(x_NI, weight_OI, bias_O)
 
 
 def turn(network: nn.Module) -> None:
     """Let a network's linear layers go the faster way for few rows each. On a GPU nothing changes."""
-    shapes: dict[tuple[torch.Size, torch.dtype], list[nn.Linear]] = {}
-    for module in base_network(network).modules():
-        if type(module) is not nn.Linear or "forward" in vars(module):
-            continue
-        if module.weight.device.type == "cpu" and module.weight.numel() >= LARGE:
-            shapes.setdefault((module.weight.shape, module.weight.dtype), []).append(module)
-    for modules in shapes.values():
-        pays = _pays([module.weight for module in modules[:MATRICES]])
+    linears = [module for module in base_network(network).modules() if type(module) is nn.Linear]
+    linears = [module for module in linears if "forward" not in vars(module)]
+    for module, pays in zip(linears, measured([module.weight for module in linears]), strict=True):
         if any(pays):
-            for module in modules:
-                module.forward = _forward(module, pays)  # type: ignore[method-assign, assignment]
+            module.forward = _forward(module, pays)  # type: ignore[method-assign, assignment]
 
 
-def _pays(weights: Sequence[Tensor]) -> list[bool]:
-    """Whether the other way round is faster, by the number of rows."""
+def measured(weights: Sequence[Tensor]) -> list[Pays]:
+    """For each matrix, whether the other way round is faster, by the number of rows; nothing for those that are small
+    or not in a CPU's memory."""
+    alike: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+    for weight_OI in weights:
+        alike.setdefault((weight_OI.shape, weight_OI.dtype), []).append(weight_OI)
+    found = {key: _pays(some[:MATRICES]) if _large(some[0]) else () for key, some in alike.items()}
+    return [found[weight_OI.shape, weight_OI.dtype] for weight_OI in weights]
+
+
+def _large(weight_OI: Tensor) -> bool:
+    return weight_OI.device.type == "cpu" and weight_OI.numel() >= LARGE
+
+
+def _pays(weights: Sequence[Tensor]) -> Pays:
     (outer, inner), dtype = weights[0].shape, weights[0].dtype
 
     def job(count: int, way: str) -> Callable[[], None]:
@@ -77,12 +91,9 @@ def _pays(weights: Sequence[Tensor]) -> list[bool]:
     return pays
 
 
-def _forward(module: nn.Linear, pays: Sequence[bool]) -> Callable[[Tensor], Tensor]:
+def _forward(module: nn.Linear, pays: Pays) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        rows = x.numel() // x.shape[-1]
-        if rows >= len(pays) or not pays[rows]:
-            return functional.linear(x, module.weight, module.bias)
-        y_NO = turned(x.reshape(rows, -1), module.weight, module.bias)
+        y_NO = product(x.reshape(-1, x.shape[-1]), module.weight, module.bias, pays)
         return y_NO.view(*x.shape[:-1], -1)
 
     return forward

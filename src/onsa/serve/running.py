@@ -18,6 +18,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from onsa.models.decoding import Decoding, short_way
 from onsa.models.few_rows import turn
 from onsa.models.load import first_line
 from onsa.models.lowering import base_network, soft_prompt
@@ -117,6 +118,7 @@ class Running:
         config = base_network(network).config.get_text_config(decoder=True)
         self.vocabulary = int(config.vocab_size)
         network.eval()
+        self._decoding: Decoding | None = None
         self._probe()
         most = self.slots.most_tokens()
         known = limits.context or getattr(config, "max_position_embeddings", None) or most
@@ -132,27 +134,39 @@ class Running:
         Raises:
             ValueError: the network says something else to them.
         """
-        network, device, slots = self._policy.network, self._policy.device, self.slots
+        network = self._policy.network
         token_T = torch.arange(1, PROBED + 1) % self.vocabulary
-        tokens = token_T.tolist()
         try:
             with self._policy.autocast():
-                wanted_V = network(input_ids=token_T[None].to(device), use_cache=False).logits[0, -1].float()
+                wanted_V = network(input_ids=token_T[None].to(self._policy.device), use_cache=False).logits[0, -1]
                 attend_by_slots(network)
+                decoding = short_way(network)
                 turn(network)
-                for _ in range(2):
-                    slots.open(PROBED)
-                self._forward(slots.reading, (), [tokens[:9], tokens[:11]], None)
-                self._forward(slots.reading, (), [tokens[9:-1], tokens[11:-1]], [PROBED - 11, PROBED - 13])
-                slots.settle()
-                found_RV = self._forward(slots.ready, (), [tokens[-1:]] * 2, None)[:, -1]
+                apart = self._apart(token_T.tolist(), wanted_V.float())
         except Exception as error:  # networks fail in ways of their own
             raise ValueError(f"This network cannot be asked row by row: {first_line(error)}") from error
-        for row in (1, 0):
-            slots.ready.free(row)
-        apart = float((found_RV - wanted_V).norm(dim=1).max() / wanted_V.norm())
-        if not apart <= CLOSE.get(self._policy.precision, CLOSE["bf16"]):
+        close = CLOSE.get(self._policy.precision, CLOSE["bf16"])
+        if not apart <= close:
             raise ValueError("This network says something else when it is asked row by row.")
+        self._decoding = decoding
+        with self._policy.autocast():
+            if decoding is not None and not self._apart(token_T.tolist(), wanted_V.float()) <= close:
+                self._decoding = None
+
+    def _apart(self, tokens: list[int], wanted_V: Tensor) -> float:
+        """How far from what is wanted the logits of two rows are that are asked for one token behind others."""
+        slots = self.slots
+        for _ in range(2):
+            slots.open(PROBED)
+        self._forward(slots.reading, (), [tokens[:9], tokens[:11]], None)
+        self._forward(slots.reading, (), [tokens[9:-1], tokens[11:-1]], [PROBED - 11, PROBED - 13])
+        slots.settle()
+        try:
+            found_RV = self._forward(slots.ready, (), [tokens[-1:]] * 2, None)[:, -1]
+        finally:
+            for row in (1, 0):
+                slots.ready.free(row)
+        return float((found_RV - wanted_V).norm(dim=1).max() / wanted_V.norm())
 
     # Who is answered
 
@@ -178,8 +192,11 @@ class Running:
         try:
             if row.ask.adapter is not None:
                 assert self.stacks is not None, "asks with adapters are for networks with adapters"
+                layers = self.stacks.layers
                 row.place = self.stacks.hold(row.ask.adapter)
                 row.held = True
+                if self._decoding is not None and layers != self.stacks.layers:
+                    self._decoding.lay()
         except Exception as error:  # of whoever finds and reads adapters
             row.end("failed", first_line(error))
             return
@@ -328,7 +345,10 @@ class Running:
         network, device = self._policy.network, self._policy.device
         answering = nullcontext() if self.stacks is None else self.stacks.answering([row.place for row in rows])
         with self.slots.taking(shelf, count_R) as told, answering, self._asking(last_R):
-            logit_RPV: Tensor = network(input_ids=token_RT.to(device), **told).logits
+            if self._decoding is not None and shelf is self.slots.ready:
+                logit_RPV = self._decoding(input_ids=token_RT.to(device), **told)
+            else:
+                logit_RPV = network(input_ids=token_RT.to(device), **told).logits
         return logit_RPV.float()
 
     @contextmanager

@@ -156,6 +156,11 @@ class Stacks:
         """The adapters that are held, the least recently used first."""
         return tuple(self._held)
 
+    @property
+    def layers(self) -> int:
+        """How many of the network's layers were replaced."""
+        return len(self._layers)
+
     def hold(self, name: str) -> int:
         """The place of an adapter, which stays until it is released as often as it was held.
 
