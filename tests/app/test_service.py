@@ -113,11 +113,11 @@ def test_a_job_from_its_file_to_its_answer(service: Service) -> None:
     made = client.fine_tuning.jobs.create(**given, training_file=training.id)
     short = client.fine_tuning.jobs.create(model="smollm2-135m", training_file=few.id)
     ends = ("succeeded", "failed", "cancelled")
-    wait_for(lambda: client.fine_tuning.jobs.retrieve(short.id).status in ends, 120)
+    wait_for(lambda: client.fine_tuning.jobs.retrieve(short.id).status in ends, 600)
     failed = client.fine_tuning.jobs.retrieve(short.id)
     assert (failed.status, failed.error.param) == ("failed", "training_file")  # type: ignore[union-attr]
     assert "9 rows" in failed.error.message  # type: ignore[union-attr]
-    wait_for(lambda: client.fine_tuning.jobs.retrieve(made.id).status in ends, 240)
+    wait_for(lambda: client.fine_tuning.jobs.retrieve(made.id).status in ends, 600)
     job = client.fine_tuning.jobs.retrieve(made.id)
     assert (job.status, job.error) == ("succeeded", None)
     tuned = job.fine_tuned_model
