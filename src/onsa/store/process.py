@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 # The start time that a system reports for one process wavers by a clock tick, and by small corrections of the clock.
 SAME_START_S = 2.0
+STOPPED = "stopped"  # psutil's word
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,14 @@ class Worker:
 
 def this_process() -> Worker:
     """The process that asks."""
+    return process_of(os.getpid())
+
+
+def process_of(pid: int) -> Worker:
+    """A process of this host that is there, or waited for by who started it."""
     import psutil  # here, since listing runs that are not running does not need it
 
-    return Worker(os.getpid(), psutil.Process().create_time(), platform.node())
+    return Worker(pid, psutil.Process(pid).create_time(), platform.node())
 
 
 def lives(worker: Worker) -> bool:
@@ -49,6 +55,16 @@ def lives(worker: Worker) -> bool:
         return found.status() != psutil.STATUS_ZOMBIE and worker.same(
             Worker(worker.pid, found.create_time(), worker.host)
         )
+    except psutil.NoSuchProcess:
+        return False
+
+
+def runs(worker: Worker) -> bool:
+    """Whether the process is seen to be there, on this host, and is not stopped; however slowly it comes forward."""
+    import psutil
+
+    try:
+        return worker.host == platform.node() and lives(worker) and psutil.Process(worker.pid).status() != STOPPED
     except psutil.NoSuchProcess:
         return False
 

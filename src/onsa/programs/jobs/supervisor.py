@@ -20,12 +20,13 @@ from onsa.store.database import Database
 from onsa.store.files import Files, Uploads
 from onsa.store.job import Job, Lease, Status
 from onsa.store.jobs import Jobs
-from onsa.store.process import Worker, lives, orphaned, this_process
+from onsa.store.process import Worker, lives, orphaned, process_of, runs, this_process
 from onsa.store.webhooks import Webhooks
 
 POLL_S = 0.3
 SWEEP_S = 60.0
 NICENESS = 19  # training takes what answering leaves
+HUNG_S = 1800.0  # how late a worker of this machine may be that is seen to run
 LEAVE_S = 30.0  # what workers have to put their work down when the service ends
 
 
@@ -87,9 +88,22 @@ class Supervisor:
                 return
 
     def _lost(self, job: Job) -> bool:
-        """Whether nobody works on a job any more, as far as can be seen from here."""
+        """Whether nobody works on a job any more, as far as can be seen from here.
+
+        On a machine that is busy with answering, a worker may come to renew its lease long after it has run out.
+        """
         assert job.lease_until is not None, "it is held"
-        return job.lease_until <= time.time() or (job.worker is not None and not lives(job.worker))
+        if job.worker is not None and not lives(job.worker):
+            return True
+        return time.time() - job.lease_until >= (HUNG_S if self._runs(job) else 0)
+
+    def _runs(self, job: Job) -> bool:
+        """Whether a job's worker is seen to run here; one that has not yet said that it lives, by who started it."""
+        if job.worker is not None:
+            return runs(job.worker)
+        what = "validate" if job.status is Status.VALIDATING else "run"
+        process = self.started.get(f"{what} {job.id}")
+        return process is not None and process.poll() is None and runs(process_of(process.pid))
 
     def _hand_out(self, status: Status, what: str) -> bool:
         job = self.jobs.next(status)
