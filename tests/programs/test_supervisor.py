@@ -17,7 +17,7 @@ import pytest
 from onsa.programs.jobs import supervisor as module
 from onsa.programs.jobs.supervisor import Supervisor
 from onsa.store.database import Database
-from onsa.store.job import Status
+from onsa.store.job import Lease
 from onsa.store.process import Worker, process_of
 
 
@@ -37,7 +37,7 @@ def supervisor() -> Iterator[Supervisor]:
 
 def held(worker: Worker | None, late_s: float = 5.0) -> Any:
     """A job whose lease ran out a while ago."""
-    return SimpleNamespace(id="ftjob-1", status=Status.RUNNING, worker=worker, lease_until=time.time() - late_s)
+    return SimpleNamespace(id="ftjob-1", fence=3, worker=worker, lease_until=time.time() - late_s)
 
 
 def test_a_worker_that_is_seen_to_run_is_only_slow(
@@ -67,7 +67,9 @@ def test_one_that_is_stopped_or_gone_has_lost_it(supervisor: Supervisor, process
 
 def test_one_that_has_not_yet_said_that_it_lives(supervisor: Supervisor, process: subprocess.Popen[bytes]) -> None:
     assert supervisor._lost(held(None)) and not supervisor._lost(held(None, -5.0))
-    supervisor.started["run ftjob-1"] = process
+    supervisor.started[Lease("ftjob-1", 2)] = process  # of a lease before
+    assert supervisor._lost(held(None))
+    supervisor.started[Lease("ftjob-1", 3)] = process
     assert not supervisor._lost(held(None))
     process.kill()
     process.wait()

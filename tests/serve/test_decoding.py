@@ -16,6 +16,7 @@ from onsa.models.decoding import Decoding
 from onsa.serve.adapters import Adapter
 from onsa.serve.asks import Ask
 from onsa.serve.running import Limits, Row, Running
+from onsa.serve.stacked import Stacked
 
 SHORT = {"llama", "window", "mixed", "normed"}  # families that go the short way
 
@@ -45,15 +46,19 @@ def answered(running: Running, asks: list[Ask]) -> tuple[list[list[int]], list[t
     return [row.known for row in rows], found
 
 
+def says_the_same(short: Running, plain: Running, asks: list[Ask]) -> None:
+    plain._decoding = None
+    (said, logits), (wanted, known) = answered(short, asks), answered(plain, asks)
+    assert said == wanted
+    for one, other in zip(logits, known, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
 @pytest.mark.parametrize("family", decoders.FAMILIES)
 def test_it_says_what_the_network_says(family: str) -> None:
     short, plain = (Running(policy(family), Limits()) for _ in range(2))
     assert (short._decoding is not None) == (family in SHORT)
-    plain._decoding = None
-    (said, logits), (wanted, known) = (answered(running, [ask(n) for n in range(5)]) for running in (short, plain))
-    assert said == wanted
-    for one, other in zip(logits, known, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+    says_the_same(short, plain, [ask(number) for number in range(5)])
 
 
 def test_layers_that_get_adapters_go_their_own_way(tmp_path: Path) -> None:
@@ -61,14 +66,20 @@ def test_layers_that_get_adapters_go_their_own_way(tmp_path: Path) -> None:
     kinds["c"] = {"target_modules": ["lm_head"]}
     made: dict[str, Adapter] = {name: decoders.adapter(tmp_path, name, **kind) for name, kind in kinds.items()}
     short, plain = (Running(policy(), Limits(), made.__getitem__) for _ in range(2))
-    plain._decoding = None
     for names in ([None, None], ["a", None], ["b", "a", None, "b"], ["c", "b"]):
-        asks = [ask(number, name) for number, name in enumerate(names)]
-        (said, logits), (wanted, known) = answered(short, asks), answered(plain, asks)
-        assert said == wanted
-        for one, other in zip(logits, known, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+        says_the_same(short, plain, [ask(number, name) for number, name in enumerate(names)])
     assert short._decoding is not None
+
+
+def test_an_adapter_that_failed_once_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"a": decoders.adapter(tmp_path, "a")}
+    short, plain = (Running(policy(), Limits(), made.__getitem__) for _ in range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(Stacked, "put", lambda *given: 1 / 0)
+        heard = decoders.Heard()
+        short.add(Row(ask(1, "a"), heard, 4))
+        assert heard.done.reason == "failed" and short.stacks is not None and short.stacks.layers
+    says_the_same(short, plain, [ask(1, "a")])
 
 
 def test_what_is_one_product_is_held_once() -> None:

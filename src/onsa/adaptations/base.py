@@ -32,6 +32,17 @@ TIES = "ensure_weight_tying"  # PEFT's setting that keeps embeddings and the out
 RATE_WIDTH = 384  # the width of hidden states at which rates of whole matrices are stated
 
 
+def whole_adapter(folder: Path) -> Path:
+    """The weights of an adapter, once it is sure that PEFT's files are whole; where they are missing, PEFT would read a
+    pickle.
+
+    Raises:
+        ModelError: they are not there, or damaged.
+    """
+    read_json(folder / CONFIG)
+    return whole_file(folder, FILE)
+
+
 def narrowed(rate: float, width: int) -> float:
     """A rate of whole matrices at a width: Adam's best falls about as the width rises (Yang et al. 2022, table 3)."""
     return float(f"{rate * min(1.0, RATE_WIDTH / width):.1e}")
@@ -264,8 +275,7 @@ class PeftAdapter(Adaptation):
         """
         from peft import PeftConfig, PeftModel
 
-        read_json(folder / CONFIG)
-        whole_file(folder, FILE)  # where it is missing, PEFT would read a pickle
+        whole_adapter(folder)
         with hushed():
             soft = PeftConfig.from_pretrained(folder).is_prompt_learning
             adapted: nn.Module = PeftModel.from_pretrained(network, folder, is_trainable=not soft)

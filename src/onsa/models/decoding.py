@@ -112,7 +112,7 @@ class Decoding:
             raise ValueError(f"{type(base).__name__} is of another build")
         inner = base.model
         parts = [part for layer in inner.layers for part in (layer, layer.self_attn, layer.mlp, *_norms(layer))]
-        strange = [part for part in (inner, inner.norm, inner.rotary_emb, *parts) if not _own(part, type(base))]
+        strange = [part for part in (base, inner, inner.norm, inner.rotary_emb, *parts) if not _own(part, type(base))]
         if strange or len(set(map(id, inner.layers))) < len(inner.layers):
             raise ValueError("layers were changed, or stand in it twice")
         if base.device.type != "cpu":

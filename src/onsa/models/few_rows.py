@@ -27,25 +27,20 @@ REPEATS = 3
 GAIN = 1.1  # from which on it pays
 
 
-def straight(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """``x Wᵀ + b``."""
-    return functional.linear(x_NI, weight_OI, bias_O)
-
-
-def turned(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    """The same as ``(W xᵀ)ᵀ + b``."""
+def turned(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """``x Wᵀ + b`` as ``(W xᵀ)ᵀ + b``."""
     y_NO = (weight_OI @ x_NI.T).T.contiguous()
     return y_NO if bias_O is None else y_NO.add_(bias_O)
 
 
 Pays = Sequence[bool]
-WAYS = {"straight": straight, "turned": turned}
+WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"straight": functional.linear, "turned": turned}
 
 
 def product(x_NI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, pays: Pays) -> Tensor:
     """``x Wᵀ + b``, the way that pays."""
     rows = len(x_NI)
-    return (turned if rows < len(pays) and pays[rows] else straight)(x_NI, weight_OI, bias_O)
+    return (turned if rows < len(pays) and pays[rows] else functional.linear)(x_NI, weight_OI, bias_O)
 
 
 def turn(network: nn.Module) -> None:
@@ -79,7 +74,7 @@ def _pays(weights: Sequence[Tensor]) -> Pays:
 
         def once() -> None:
             for weight_OI in weights:
-                WAYS[way](x_NI, weight_OI, None)
+                WAYS[way](x_NI, weight_OI)
 
         return once
 

@@ -18,14 +18,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from onsa.adaptations.base import CONFIG, FILE
+from onsa.adaptations.base import CONFIG, whole_adapter
 from onsa.adaptations.lora import Lora
 from onsa.models.batch import collate
 from onsa.models.fetch import locate
 from onsa.models.heads import Head
 from onsa.models.load import load, load_tokenizer, quiet, tokenizer_hash
 from onsa.models.policy import Policy
-from onsa.models.weights import read_json, whole_file
+from onsa.models.weights import read_json
 from onsa.serve.predictor import BATCH_ROWS, MODEL, Predictor, deployed, load_run, predictor
 from onsa.serve.prompter import Given, checked
 from onsa.spec.recipe import Recipe
@@ -70,15 +70,6 @@ def settings(folder: Path) -> dict[str, Any]:
         ModelError: it cannot be read.
     """
     return read_json(folder / MODEL / CONFIG)
-
-
-def adapter_file(folder: Path) -> Path:
-    """The file of a run's adapter.
-
-    Raises:
-        ModelError: it is not there, or damaged.
-    """
-    return whole_file(folder / MODEL, FILE)
 
 
 def obstacles(folder: Path, recipe: Recipe) -> list[str]:
@@ -222,8 +213,7 @@ def joined(network: nn.Module, folders: Mapping[str, Path]) -> nn.Module:
     tuned: set[str] = set()
     with quiet():
         for name, folder in folders.items():
-            settings(folder)
-            adapter_file(folder)
+            whole_adapter(folder / MODEL)
             if adapted is None:
                 adapted = PeftModel.from_pretrained(network, folder / MODEL, adapter_name=name, is_trainable=True)
             else:

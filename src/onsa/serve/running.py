@@ -119,6 +119,7 @@ class Running:
         self.vocabulary = int(config.vocab_size)
         network.eval()
         self._decoding: Decoding | None = None
+        self._laid = 0  # layers with adapters, as the short way knows them
         self._probe()
         most = self.slots.most_tokens()
         known = limits.context or getattr(config, "max_position_embeddings", None) or most
@@ -136,13 +137,14 @@ class Running:
         """
         network = self._policy.network
         token_T = torch.arange(1, PROBED + 1) % self.vocabulary
+        tokens = token_T.tolist()
         try:
             with self._policy.autocast():
                 wanted_V = network(input_ids=token_T[None].to(self._policy.device), use_cache=False).logits[0, -1]
                 attend_by_slots(network)
                 decoding = short_way(network)
                 turn(network)
-                apart = self._apart(token_T.tolist(), wanted_V.float())
+                apart = self._apart(tokens, wanted_V.float())
         except Exception as error:  # networks fail in ways of their own
             raise ValueError(f"This network cannot be asked row by row: {first_line(error)}") from error
         close = CLOSE.get(self._policy.precision, CLOSE["bf16"])
@@ -150,7 +152,7 @@ class Running:
             raise ValueError("This network says something else when it is asked row by row.")
         self._decoding = decoding
         with self._policy.autocast():
-            if decoding is not None and not self._apart(token_T.tolist(), wanted_V.float()) <= close:
+            if decoding is not None and not self._apart(tokens, wanted_V.float()) <= close:
                 self._decoding = None
 
     def _apart(self, tokens: list[int], wanted_V: Tensor) -> float:
@@ -192,11 +194,8 @@ class Running:
         try:
             if row.ask.adapter is not None:
                 assert self.stacks is not None, "asks with adapters are for networks with adapters"
-                layers = self.stacks.layers
                 row.place = self.stacks.hold(row.ask.adapter)
                 row.held = True
-                if self._decoding is not None and layers != self.stacks.layers:
-                    self._decoding.lay()
         except Exception as error:  # of whoever finds and reads adapters
             row.end("failed", first_line(error))
             return
@@ -346,6 +345,9 @@ class Running:
         answering = nullcontext() if self.stacks is None else self.stacks.answering([row.place for row in rows])
         with self.slots.taking(shelf, count_R) as told, answering, self._asking(last_R):
             if self._decoding is not None and shelf is self.slots.ready:
+                if self.stacks is not None and self.stacks.layers != self._laid:
+                    self._decoding.lay()
+                    self._laid = self.stacks.layers
                 logit_RPV = self._decoding(input_ids=token_RT.to(device), **told)
             else:
                 logit_RPV = network(input_ids=token_RT.to(device), **told).logits

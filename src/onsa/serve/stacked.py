@@ -23,8 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onsa.adaptations.base import whole_adapter
 from onsa.models.lowering import base_network
-from onsa.serve.adapters import Adapter, adapter_file, obstacles, settings
+from onsa.serve.adapters import Adapter, obstacles, settings
+from onsa.serve.predictor import MODEL
 
 BASE = 0  # the place of no adapter
 MOST_RANK = 64  # every place in a stack takes as much as the largest
@@ -268,7 +270,7 @@ def check(adapter: Adapter, network: nn.Module) -> None:
         found = obstacles(folder, adapter.recipe)
         if found:
             raise ValueError(f"The adapter {adapter.name} is not LoRA in its plain form: {', '.join(found)}.")
-        with safe_open(adapter_file(folder), "pt") as file:
+        with safe_open(whole_adapter(folder / MODEL), "pt") as file:
             for key in file.keys():  # noqa: SIM118
                 named = NAME.fullmatch(key)
                 if named is not None:
@@ -326,7 +328,7 @@ def _read(folder: Path) -> dict[str, Factors]:
     config = settings(folder)
     alphas: Mapping[str, float] = config.get("alpha_pattern") or {}
     pairs: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in load_file(adapter_file(folder)).items():
+    for key, tensor in load_file(whole_adapter(folder / MODEL)).items():
         named = NAME.fullmatch(key)
         if named is not None:
             pairs.setdefault(named[1], {})[named[2]] = tensor.float()

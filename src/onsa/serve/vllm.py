@@ -14,10 +14,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
 
-from onsa.adaptations.base import Adaptation
+from onsa.adaptations.base import Adaptation, whole_adapter
 from onsa.models.fetch import Located, locate
 from onsa.models.load import load_tokenizer, quiet
-from onsa.serve.adapters import Adapter, adapter_file, obstacles, settings
+from onsa.serve.adapters import Adapter, obstacles, settings
 from onsa.serve.predictor import MODEL
 from onsa.serve.remote import BASE, Remote
 from onsa.serve.residents import Resident, resident
@@ -171,7 +171,7 @@ def check(adapter: Adapter) -> None:
     rank = max([said["r"], *(said.get("rank_pattern") or {}).values()])
     if rank > RANK:
         raise ValueError(f"The adapter {adapter.name} has rank {rank}; {RANK} is the most.")
-    with safe_open(adapter_file(folder), "pt") as file:
+    with safe_open(whole_adapter(folder / MODEL), "pt") as file:
         strange = [key for key in file.keys() if NAME.fullmatch(key) is None]  # noqa: SIM118
     if strange:
         raise ValueError(f"The adapter {adapter.name} holds {strange[0]}, which is no factor of a linear layer.")

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 # The start time that a system reports for one process wavers by a clock tick, and by small corrections of the clock.
 SAME_START_S = 2.0
-STOPPED = "stopped"  # psutil's word
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,8 @@ def runs(worker: Worker) -> bool:
     import psutil
 
     try:
-        return worker.host == platform.node() and lives(worker) and psutil.Process(worker.pid).status() != STOPPED
+        here = worker.host == platform.node() and lives(worker)
+        return here and psutil.Process(worker.pid).status() != psutil.STATUS_STOPPED
     except psutil.NoSuchProcess:
         return False
 

@@ -39,7 +39,7 @@ class Supervisor:
 
     database: Database
     at_once: int = 1
-    started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    started: dict[Lease, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.jobs = Jobs(self.database)
@@ -74,7 +74,7 @@ class Supervisor:
 
     def tend(self) -> None:
         """One round: take back what was lost, hand out what is free."""
-        self.started = {name: process for name, process in self.started.items() if process.poll() is None}
+        self.started = {lease: process for lease, process in self.started.items() if process.poll() is None}
         held = list(self.jobs.held())
         for job in held:
             if self._lost(job):
@@ -101,8 +101,7 @@ class Supervisor:
         """Whether a job's worker is seen to run here; one that has not yet said that it lives, by who started it."""
         if job.worker is not None:
             return runs(job.worker)
-        what = "validate" if job.status is Status.VALIDATING else "run"
-        process = self.started.get(f"{what} {job.id}")
+        process = self.started.get(Lease(job.id, job.fence))
         return process is not None and process.poll() is None and runs(process_of(process.pid))
 
     def _hand_out(self, status: Status, what: str) -> bool:
@@ -111,7 +110,7 @@ class Supervisor:
             return False
         lease = self.jobs.take(job, Status.RUNNING if status is Status.QUEUED else status)
         if lease is not None:
-            self.started[f"{what} {job.id}"] = _worker(what, lease)
+            self.started[lease] = _worker(what, lease)
         return lease is not None
 
 
